@@ -12,11 +12,11 @@ namespace kvx {
 
 /// A release number; compares like one: 0.1.2 < 0.2.0 < 1.0.0.
 struct version_number {
-    int major;
-    int minor;
-    int patch;
+  int major;
+  int minor;
+  int patch;
 
-    friend constexpr auto operator<=>(const version_number&, const version_number&) = default;
+  friend constexpr auto operator<=>(const version_number&, const version_number&) = default;
 };
 
 /// The version of the headers that are being compiled.

@@ -1,0 +1,3 @@
+// expect: .
+// SPDX-License-Identifier: Apache-2.0
+int main() {}
