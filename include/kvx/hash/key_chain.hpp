@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/concepts/contextual_hasher.hpp>
 #include <kvx/concepts/hasher.hpp>
 #include <kvx/types.hpp>
 
@@ -108,7 +109,7 @@ class key_chain {
                     used = need;
                 }
             }
-            key = H::hash(std::span<const std::byte>(buffer, used));
+            key = hash_block(std::span<const std::byte>(buffer, used));
             out[i] = key;
         }
         parent = key;
@@ -133,6 +134,24 @@ class key_chain {
     static constexpr std::size_t header_bytes = 8;
     static constexpr std::size_t tokens_at = header_bytes + digest_type::size() + header_bytes;
     static constexpr std::size_t small_bytes = 1088;
+
+    struct no_context {};
+    template <class T>
+    struct context_of {
+        using type = no_context;
+    };
+    template <contextual_hasher T>
+    struct context_of<T> {
+        using type = typename T::context;
+    };
+
+    [[nodiscard]] digest_type hash_block(std::span<const std::byte> bytes) noexcept {
+        if constexpr (contextual_hasher<H>) {
+            return context_.hash(bytes);
+        } else {
+            return H::hash(bytes);
+        }
+    }
 
     static void put_header(std::byte* at, tag field, std::uint64_t length) noexcept {
         const std::uint64_t word = (length << 8U) | static_cast<std::uint64_t>(field);
@@ -173,6 +192,7 @@ class key_chain {
         append(to, tag::dtype, std::string_view(who.dtype));
     }
 
+    [[no_unique_address]] typename context_of<H>::type context_;
     std::vector<std::byte> buffer_;  // for blocks that do not fit on the stack
 };
 
