@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "matmul.hpp"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace mini_engine {
+namespace {
+
+// A panel slice of this many columns stays in the first-level cache while the rows of x pass by.
+constexpr std::size_t slice = 256;
+
+// Rows whose accumulators, a panel wide, fit the vector registers.
+#if defined(__AVX512F__)
+constexpr std::size_t tile_rows = 12;
+#else
+constexpr std::size_t tile_rows = 3;
+#endif
+
+template <std::size_t Rows>
+void multiply_tile(const float* x, std::size_t x_stride, std::size_t k, const float* w, float* y, std::size_t y_stride,
+                   bool accumulate) {
+    using simd::at, simd::lanes;
+    simd::vec left[Rows], right[Rows];
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+        left[r] = accumulate ? at(y + r * y_stride) : simd::vec{};
+        right[r] = accumulate ? at(y + r * y_stride + lanes) : simd::vec{};
+    }
+    for (std::size_t i = 0; i < k; ++i, w += simd::panel) {
+        const simd::vec w_left = at(w), w_right = at(w + lanes);
+#pragma GCC unroll 16
+        for (std::size_t r = 0; r < Rows; ++r) {
+            left[r] += x[r * x_stride + i] * w_left;
+            right[r] += x[r * x_stride + i] * w_right;
+        }
+    }
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < Rows; ++r) {
+        at(y + r * y_stride) = left[r];
+        at(y + r * y_stride + lanes) = right[r];
+    }
+}
+
+using tile_function = decltype(&multiply_tile<1>);
+
+template <std::size_t... I>
+constexpr std::array<tile_function, sizeof...(I)> tiles_of(std::index_sequence<I...>) {
+    return {&multiply_tile<I + 1>...};
+}
+
+constexpr auto tiles = tiles_of(std::make_index_sequence<tile_rows>{});  // tiles[r - 1] multiplies r rows
+
+}  // namespace
+
+void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float* w, std::size_t w_stride, std::size_t panels,
+              rows_of<float> y, bool accumulate) {
+    for (std::size_t first = 0; first < k; first += slice) {
+        const std::size_t columns = std::min(slice, k - first);
+        for (std::size_t p = 0; p < panels; ++p) {
+            for (std::size_t r = 0; r < m; r += tile_rows) {
+                tiles[std::min(tile_rows, m - r) - 1](x[r] + first, x.stride, columns, w + p * w_stride + first * simd::panel,
+                                                            y[r] + p * simd::panel, y.stride, accumulate || first > 0);
+            }
+        }
+    }
+}
+
+void multiply(thread_pool& pool, rows_of<const float> x, std::size_t m, const packed_matrix& w, rows_of<float> y, bool accumulate) {
+    const std::size_t groups = (w.panels() + block_panels - 1) / block_panels;
+    const std::size_t blocks = (m + block_rows - 1) / block_rows;
+    pool.for_each(blocks * groups, [&](std::size_t task, std::size_t) {
+        const std::size_t row = task / groups * block_rows, p = task % groups * block_panels;
+        multiply({x[row], x.stride}, std::min(block_rows, m - row), w.columns(), w.panel(p), simd::panel * w.columns(),
+                 std::min(block_panels, w.panels() - p), {y[row] + p * simd::panel, y.stride}, accumulate);
+    });
+}
+
+}  // namespace mini_engine
