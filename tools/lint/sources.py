@@ -40,7 +40,7 @@ def public_header(name, text):
         yield f"{name}: reads the environment; the library is configured by its options alone"
     if re.search(r"\b(std::)?(cout|cerr|clog)\b|\bf?printf\s*\(", code):
         yield f"{name}: prints; the library has no logger"
-    if re.search(r"^\s*using namespace\b", code, re.M):
+    if re.search(r"^using namespace\b", code, re.M):
         yield f"{name}: a using-directive, which every includer would inherit"
 
 
