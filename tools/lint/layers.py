@@ -15,7 +15,7 @@ LAYERS = [
     ["detail/"],
     ["hash/", "eviction/", "io/", "transfer/", "admission/"],
     ["store/", "tier/", "metrics/", "index.hpp", "sequence.hpp", "plan.hpp", "options.hpp"],
-    ["runtime.hpp", "ticket.hpp", "cache.hpp", "any_cache.hpp"],
+    ["runtime.hpp", "tickets.hpp", "cache.hpp", "any_cache.hpp"],
     ["presets.hpp", "presets/", "kvx.hpp"],
 ]
 POLICIES = 5

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Builds and runs every test of kvx: lint, clang++ -O0, AddressSanitizer with UBSan, ThreadSanitizer, planted bugs, and last
+the main run, g++ release, whose ctest summary ends the output. Stops at the first part that fails.
+
+usage: tools/test.sh [--quick] [--preset P] [--jobs N] [--data DIR] [--no-install]
+  --quick        the main run alone
+  --preset P     that preset of CMakePresets.json alone (release, debug, gcc, clang, asan, tsan)
+  --jobs N       processes at a time (default: the processors)
+  --data DIR     directory with models/ and traces/ for the tests that read real data; without it they are skipped
+  --no-install   fail where a package is missing, rather than install it
+USAGE
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+jobs=$(nproc)
+quick=no
+only=
+data=
+install=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=yes; shift ;;
+    --preset) only=${2:?--preset needs a name}; shift 2 ;;
+    --jobs) jobs=${2:?--jobs needs a number}; shift 2 ;;
+    --data) data=${2:?--data needs a directory}; shift 2 ;;
+    --no-install) install=no; shift ;;
+    -h|--help) usage; exit 0 ;;
+    *) echo "test.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+
+if [ -n "$data" ]; then
+  [ -d "$data" ] || { echo "test.sh: --data $data is no directory" >&2; exit 2; }
+  data=$(cd "$data" && pwd)
+  if [ -d "$data/models" ]; then export KVX_TEST_MODELS=$data/models; fi
+  if [ -d "$data/traces" ]; then export KVX_TEST_TRACES=$data/traces; fi
+fi
+
+# shellcheck source=tools/needs.sh
+. tools/needs.sh
+need_packages "${test_needs[@]}"
+
+part() { printf '\n=== %s (%d s) ===\n' "$*" "$SECONDS"; }
+
+build() {
+  part "$1: build"
+  cmake --preset "$1"
+  cmake --build --preset "$1" -j "$jobs" | sed -u '/^\[[0-9]*\/[0-9]*\] /d'
+}
+
+run() {
+  part "$1: test"
+  ctest --preset "$1" -j "$jobs"
+}
+
+if [ -n "$only" ]; then
+  build "$only"
+  run "$only"
+  exit
+fi
+
+if [ "$quick" = no ]; then
+  part lint
+  tools/check.sh
+  for preset in clang asan tsan; do
+    build "$preset"
+    run "$preset"
+  done
+  part "planted bugs"
+  tools/mutate.sh --jobs "$jobs"
+fi
+build gcc
+run gcc
