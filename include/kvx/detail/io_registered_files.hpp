@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
@@ -11,14 +12,13 @@ namespace kvx::detail {
 
 /// Which descriptors stand in the file tables of a backend's rings, and under which number.
 ///
-/// `Post` is called as `post(slot, fd)` and must have every ring put `fd` (-1: nothing) there later and call applied().
+/// `post(slot, fd)` must have every ring put `fd` (-1: nothing) there, later, and call applied().
 /// A slot is used when all rings have it, and given to another file only when all rings have emptied it and no piece
 /// names it. Nothing here waits, so all of it may be called from completions.
 /// Thread  any
-template <class Post>
 class io_registered_files {
  public:
-  io_registered_files(std::size_t slots, std::size_t rings, Post post)
+  io_registered_files(std::size_t slots, std::size_t rings, std::function<void(std::size_t slot, int fd)> post)
       : rings_(rings), post_(std::move(post)), slots_(slots) {}
 
   /// A full table is no error: the file's requests go on unregistered.
@@ -96,7 +96,7 @@ class io_registered_files {
   }
 
   const std::size_t rings_;
-  Post post_;
+  const std::function<void(std::size_t slot, int fd)> post_;
   std::mutex mutex_;
   std::vector<slot> slots_;
   std::unordered_map<int, std::size_t> by_fd_;
