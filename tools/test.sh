@@ -51,7 +51,7 @@ part() { printf '\n=== %s (%d s) ===\n' "$*" "$SECONDS"; }
 build() {
   part "$1: build"
   cmake --preset "$1"
-  cmake --build --preset "$1" -j "$jobs" | sed -u '/^\[[0-9]*\/[0-9]*\] /d'
+  cmake --build --preset "$1" -j "$jobs" -- -k 0 | sed -u '/^\[[0-9]*\/[0-9]*\] /d'
 }
 
 run() {

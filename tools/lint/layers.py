@@ -6,18 +6,20 @@ import re
 
 import tree
 
-# Bottom up. An entry is a header or a directory; a header may include its own layer and all layers below.
+# Bottom up. An entry is a header or a directory; a header may include its own layer and all layers below. A header of
+# detail/ that includes more than that belongs to the layer of what it includes: it is the private part of something there.
 LAYERS = [
     ["version.hpp"],
     ["types.hpp", "result.hpp"],
     ["concepts/"],
-    ["layout.hpp"],
+    ["layout.hpp", "layout/"],
     ["detail/"],
     ["hash/", "eviction/", "io/", "transfer/", "admission/"],
     ["store/", "tier/", "metrics/", "index.hpp", "sequence.hpp", "plan.hpp", "options.hpp"],
     ["runtime.hpp", "tickets.hpp", "cache.hpp", "any_cache.hpp"],
     ["presets.hpp", "presets/", "kvx.hpp"],
 ]
+DETAIL = 4
 POLICIES = 5
 # A policy never includes another policy, but for these.
 POLICY_EDGES = {
@@ -45,6 +47,15 @@ def layer_of(name):
     return None
 
 
+def effective_layer(name, edges, seen=()):
+    """layer_of, but a header of detail/ is lifted to the highest layer that it includes."""
+    rank = layer_of(name)
+    if rank != DETAIL or name in seen:
+        return rank
+    below = [effective_layer(target, edges, (*seen, name)) for target in edges.get(name, [])]
+    return max([rank] + [r for r in below if r is not None])
+
+
 def component_includes(root):
     path = root / "cmake" / "kvxComponents.cmake"
     text = path.read_text() if path.exists() else ""
@@ -62,36 +73,37 @@ def check(root):
     headers = tree.headers(root)
     components = component_includes(root)
     edges = {}
+    for name, text in headers.items():
+        found = [i.removeprefix("kvx/") for i in tree.INCLUDE.findall(text) if i.startswith("kvx/")]
+        edges[name] = found
     third_party = {}
     for name, text in headers.items():
-        rank = layer_of(name)
+        rank = effective_layer(name, edges)
         if rank is None:
             errors.append(f"include/kvx/{name} is in no layer: add it to LAYERS in tools/lint/layers.py")
             continue
-        edges[name] = []
+        for target in edges[name]:
+            other = effective_layer(target, edges)
+            if target not in headers:
+                errors.append(f"include/kvx/{name} includes <kvx/{target}>, which does not exist")
+            elif other is not None and other > rank:
+                errors.append(f"include/kvx/{name} includes <kvx/{target}>, which is a layer above it")
+            elif (layer_of(name) == other == POLICIES and (name, target) not in POLICY_EDGES
+                  and target not in NOT_POLICIES):
+                errors.append(f"include/kvx/{name} includes <kvx/{target}>: a policy never includes another policy; "
+                              "what both need goes to detail/")
         third_party[name] = []
         for include in tree.INCLUDE.findall(text):
-            if include.startswith("kvx/"):
-                target = include.removeprefix("kvx/")
-                edges[name].append(target)
-                other = layer_of(target)
-                if target not in headers:
-                    errors.append(f"include/kvx/{name} includes <{include}>, which does not exist")
-                elif other is not None and other > rank:
-                    errors.append(f"include/kvx/{name} includes <{include}>, which is a layer above it")
-                elif (rank == other == POLICIES and (name, target) not in POLICY_EDGES and target not in NOT_POLICIES):
-                    errors.append(f"include/kvx/{name} includes <{include}>: a policy never includes another policy; "
-                                  "what both need goes to detail/")
-            elif include in CORE_THIRD_PARTY or SYSTEM.match(include):
-                pass
-            elif not any(p.match(include) for p in components.values()):
+            if include.startswith("kvx/") or include in CORE_THIRD_PARTY or SYSTEM.match(include):
+                continue
+            if not any(p.match(include) for p in components.values()):
                 errors.append(f"include/kvx/{name} includes <{include}>, which no component in "
                               "cmake/kvxComponents.cmake brings")
-            else:
-                third_party[name].append(include)
-                if not COMPONENT_PLACES.match(name):
-                    errors.append(f"include/kvx/{name} includes <{include}>: a component's headers belong in a leaf "
-                                  "header of the policies")
+                continue
+            third_party[name].append(include)
+            if not COMPONENT_PLACES.match(name):
+                errors.append(f"include/kvx/{name} includes <{include}>: a component's headers belong in a leaf "
+                              "header of the policies")
 
     for name in edges:
         cycle = find_cycle(edges, name)
@@ -139,6 +151,10 @@ CASES = [
     ({"include/kvx/types.hpp": "#include <kvx/cache.hpp>\n", "include/kvx/cache.hpp": ""}, "a layer above"),
     ({"include/kvx/eviction/a.hpp": "#include <kvx/eviction/b.hpp>\n", "include/kvx/eviction/b.hpp": ""},
      "never includes another policy"),
+    ({"include/kvx/tier/arena.hpp": "", "include/kvx/detail/saver.hpp": "#include <kvx/tier/arena.hpp>\n",
+      "include/kvx/cache.hpp": "#include <kvx/detail/saver.hpp>\n"}, None),
+    ({"include/kvx/tier/arena.hpp": "", "include/kvx/detail/saver.hpp": "#include <kvx/tier/arena.hpp>\n",
+      "include/kvx/io/posix.hpp": "#include <kvx/detail/saver.hpp>\n"}, "a layer above"),
     ({"include/kvx/io/uring.hpp": "#include <liburing.h>\n"}, "no component"),
     ({**COMPONENTS, "include/kvx/tier/arena.hpp": "#include <liburing.h>\n"}, "leaf header"),
     ({**COMPONENTS, "include/kvx/io/uring.hpp": "#include <liburing.h>\n",
