@@ -18,7 +18,7 @@ class aligned_buffer {
  public:
   aligned_buffer() noexcept = default;
   explicit aligned_buffer(std::size_t bytes)
-      : bytes_(round_up(bytes)), data_(static_cast<std::byte*>(::operator new(bytes_, std::align_val_t{page_bytes}))) {
+      : bytes_(round_up(bytes)), data_(static_cast<std::byte*>(::operator new (bytes_, std::align_val_t{page_bytes}))) {
     std::memset(data_.get(), 0, bytes_);
   }
 
@@ -28,7 +28,7 @@ class aligned_buffer {
 
  private:
   struct release {
-    void operator()(std::byte* data) const noexcept { ::operator delete(data, std::align_val_t{page_bytes}); }
+    void operator()(std::byte* data) const noexcept { ::operator delete (data, std::align_val_t{page_bytes}); }
   };
 
   std::size_t bytes_ = 0;

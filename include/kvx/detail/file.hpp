@@ -66,7 +66,7 @@ enum class file_mode : std::uint8_t { buffered, direct };
 
 struct opened_file {
   file handle;
-  bool direct = false;          ///< reads and writes bypass the page cache and must be page-aligned
+  bool direct = false;  ///< reads and writes bypass the page cache and must be page-aligned
   std::uint64_t size_bytes = 0;
 };
 
@@ -104,8 +104,7 @@ inline result<opened_file> open_file(int directory, const char* name, file_acces
 
 /// Creates a file that nobody but the owner can read, whatever the umask.
 /// Errors  io_failed: errno of the system; EEXIST: the name is taken, also by a dangling link
-inline result<opened_file> create_file(int directory, const char* name,
-                                       file_mode mode = file_mode::buffered) noexcept {
+inline result<opened_file> create_file(int directory, const char* name, file_mode mode = file_mode::buffered) noexcept {
   file handle(file_impl::open_at(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
   if (!handle) return last_error();
   if (::fchmod(handle.fd(), 0600) != 0) {
@@ -220,11 +219,16 @@ enum class file_system : std::uint8_t { local, lustre, nfs, fuse, other_network 
 
 [[nodiscard]] constexpr std::string_view to_string(file_system kind) noexcept {
   switch (kind) {
-    case file_system::local: return "local";
-    case file_system::lustre: return "Lustre";
-    case file_system::nfs: return "NFS";
-    case file_system::fuse: return "FUSE";
-    case file_system::other_network: return "network";
+    case file_system::local:
+      return "local";
+    case file_system::lustre:
+      return "Lustre";
+    case file_system::nfs:
+      return "NFS";
+    case file_system::fuse:
+      return "FUSE";
+    case file_system::other_network:
+      return "network";
   }
   return "unknown";
 }
@@ -238,9 +242,12 @@ inline result<file_system> file_system_of(int fd) noexcept {
   while (failed != 0 && errno == EINTR);
   if (failed != 0) return last_error();
   switch (static_cast<std::uint32_t>(about.f_type)) {
-    case 0x0BD00BD3U: return file_system::lustre;
-    case 0x00006969U: return file_system::nfs;
-    case 0x65735546U: return file_system::fuse;
+    case 0x0BD00BD3U:
+      return file_system::lustre;
+    case 0x00006969U:
+      return file_system::nfs;
+    case 0x65735546U:
+      return file_system::fuse;
     case 0x00C36400U:  // CephFS
     case 0x19830326U:  // BeeGFS
     case 0x47504653U:  // GPFS
@@ -248,7 +255,8 @@ inline result<file_system> file_system_of(int fd) noexcept {
     case 0xFE534D42U:  // SMB2
     case 0x01021997U:  // 9P
       return file_system::other_network;
-    default: return file_system::local;
+    default:
+      return file_system::local;
   }
 }
 
@@ -265,8 +273,8 @@ inline result<bool> probe_direct(int directory) {
   if (!made->direct) return false;
   const aligned_buffer sent(2 * page_bytes), received(2 * page_bytes);
   if (const status failure = fill_random(sent.span()); !failure) return failure;
-  for (const status outcome :
-       {pwrite_all(made->handle.fd(), sent.span(), page_bytes), pread_all(made->handle.fd(), received.span(), page_bytes)}) {
+  for (const status outcome : {pwrite_all(made->handle.fd(), sent.span(), page_bytes),
+                               pread_all(made->handle.fd(), received.span(), page_bytes)}) {
     if (outcome.os_error() == EINVAL || outcome.os_error() == EOPNOTSUPP) return false;
     if (!outcome) return outcome;
   }

@@ -33,8 +33,8 @@ enum class io_step : std::uint8_t {
 
 /// Books the answer of one read or write: a count, or a negative errno.
 ///
-/// Short transfers go on where they stopped. That place need not be aligned; where direct I/O refuses it, a read had met
-/// the end of the file.
+/// Short transfers go on where they stopped. That place need not be aligned; where direct I/O refuses it, a read had
+/// met the end of the file.
 inline io_step advance(io_piece& piece, std::int64_t answer, int& error) noexcept {
   error = 0;
   if (answer == -EINTR) return io_step::again;

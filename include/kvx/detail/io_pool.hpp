@@ -8,11 +8,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <mutex>
-#include <condition_variable>
 #include <span>
 #include <string_view>
 #include <thread>
@@ -23,8 +23,8 @@ namespace kvx::detail {
 
 /// Threads that move one piece at a time with a blocking call.
 ///
-/// `Mover` is called as `std::int64_t(const io_piece&)` by any of the threads and answers like pread and pwrite: a count,
-/// possibly short, or a negative errno.
+/// `Mover` is called as `std::int64_t(const io_piece&)` by any of the threads and answers like pread and pwrite: a
+/// count, possibly short, or a negative errno.
 template <class Mover>
 class io_pool {
  public:

@@ -73,7 +73,9 @@ class io_queue {
   io_queue& operator=(const io_queue&) = delete;
 
   [[nodiscard]] const io_limits& limits() const noexcept { return limits_; }
-  [[nodiscard]] std::size_t in_flight_bytes() const noexcept { return in_flight_bytes_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::size_t in_flight_bytes() const noexcept {
+    return in_flight_bytes_.load(std::memory_order_relaxed);
+  }
 
   /// Errors  std::bad_alloc: none of the requests was taken
   void submit(std::span<const io_request> requests) {
@@ -96,9 +98,9 @@ class io_queue {
     if (woken != nullptr) woken->wake();
   }
 
-  /// Hands out pieces until `most_pieces` or `most_bytes` is reached, the queues are empty or the limit is. `shorten` may
-  /// cut a piece further: called with (data, bytes), returns a positive number of bytes. Parks the worker unless it is
-  /// its own capacity that ended the batch or there are completions to call.
+  /// Hands out pieces until `most_pieces` or `most_bytes` is reached, the queues are empty or the limit is. `shorten`
+  /// may cut a piece further: called with (data, bytes), returns a positive number of bytes. Parks the worker unless it
+  /// is its own capacity that ended the batch or there are completions to call.
   template <class Shorten>
   void take(Worker& worker, std::size_t most_pieces, std::size_t most_bytes, Shorten&& shorten, io_batch& batch) {
     Worker* woken = nullptr;
@@ -172,8 +174,8 @@ class io_queue {
   /// was not started ends as ECANCELED. True closes the queue: workers see `closed`.
   [[nodiscard]] bool drain(std::chrono::milliseconds deadline) {
     // Beyond a year the clock's arithmetic could overflow.
-    const std::chrono::milliseconds patience = std::clamp<std::chrono::milliseconds>(
-        deadline, std::chrono::milliseconds{0}, std::chrono::hours{24 * 365});
+    const std::chrono::milliseconds patience =
+        std::clamp<std::chrono::milliseconds>(deadline, std::chrono::milliseconds{0}, std::chrono::hours{24 * 365});
     const auto begin = std::chrono::steady_clock::now();
     std::vector<Worker*> woken;
     bool drained = false;

@@ -32,8 +32,8 @@ template <class Body>
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (failed != 0) {
-    throw error(errc::unsupported, "cannot start I/O thread '" + std::string(name) + "': " +
-                                       std::generic_category().message(failed) +
+    throw error(errc::unsupported, "cannot start I/O thread '" + std::string(name) +
+                                       "': " + std::generic_category().message(failed) +
                                        "; lower io_options::threads or raise the limit on processes (ulimit -u)");
   }
   ::pthread_setname_np(started.native_handle(), std::string(name.substr(0, 15)).c_str());

@@ -2,7 +2,8 @@
 #pragma once
 
 #if !__has_include(<liburing.h>)
-#error "kvx: <kvx/io/uring.hpp> needs liburing: install liburing-dev (Debian, Ubuntu) or liburing-devel (Fedora) and use find_package(kvx COMPONENTS uring)"
+#error \
+    "kvx: <kvx/io/uring.hpp> needs liburing: install liburing-dev (Debian, Ubuntu) or liburing-devel (Fedora) and use find_package(kvx COMPONENTS uring)"
 #endif
 
 #include <kvx/concepts/io.hpp>
@@ -58,7 +59,8 @@ class io_uring_ring {
   status open() {
     if (const status failure = mailbox_.open(); !failure) return failure;
     int failed = -EINVAL;
-    for (const unsigned flags : {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN, 0U}) {
+    for (const unsigned flags :
+         {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN, 0U}) {
       failed = ::io_uring_queue_init(most_pieces + 1, &ring_, flags);
       if (failed != -EINVAL) break;
     }
@@ -121,8 +123,7 @@ class io_uring_ring {
     return {};
   }
   [[nodiscard]] bool set_file(std::size_t file_slot, int fd) noexcept {
-    return has_file_table_ &&
-           ::io_uring_register_files_update(&ring_, static_cast<unsigned>(file_slot), &fd, 1) == 1;
+    return has_file_table_ && ::io_uring_register_files_update(&ring_, static_cast<unsigned>(file_slot), &fd, 1) == 1;
   }
   [[nodiscard]] unsigned setup_flags() const noexcept { return ring_.flags; }
 
@@ -169,9 +170,8 @@ class io_uring_ring {
     const unsigned number = free_slots_.back();
     free_slots_.pop_back();
     const std::size_t buffer = buffer_of(piece.data);
-    slots_[number] = {.rest = piece,
-                      .buffer = buffer == buffers_.size() ? -1 : static_cast<int>(buffer),
-                      .file_slot = file_slot};
+    slots_[number] = {
+        .rest = piece, .buffer = buffer == buffers_.size() ? -1 : static_cast<int>(buffer), .file_slot = file_slot};
     busy_bytes_ += piece.charged_bytes;
     prepare(number);
   }
@@ -247,9 +247,9 @@ class io_uring_ring {
 /// For local drives. `io_options::threads` is the number of rings; one keeps up with several drives.
 /// Units   piece_bytes: 512 KiB to 1 MiB suit local drives
 /// Thread  submit, attach, detach: any, completions included; register_arena, stop: not from a completion
-/// Errors  constructor throws kvx::error: io_uring is not to be had here, with the remedy; requests: errno in their completion
-/// Cost    at most one system call per piece, about one per batch; register_arena pins the arena once per ring
-/// Source  io_uring_setup(2), io_uring_register(2), io_uring_enter(2)
+/// Errors  constructor throws kvx::error: io_uring is not to be had here, with the remedy; requests: errno in their
+/// completion Cost    at most one system call per piece, about one per batch; register_arena pins the arena once per
+/// ring Source  io_uring_setup(2), io_uring_register(2), io_uring_enter(2)
 class uring {
  public:
   static constexpr std::size_t default_piece_bytes = std::size_t{1} << 20U;
@@ -267,8 +267,8 @@ class uring {
       for (detail::io_uring_ring& ring : rings_) {
         std::promise<status> promise;
         opened.push_back(promise.get_future());
-        threads_.push_back(detail::start_io_thread(
-            "kvx-uring", [this, &ring, share_bytes, answer = std::move(promise)]() mutable {
+        threads_.push_back(
+            detail::start_io_thread("kvx-uring", [this, &ring, share_bytes, answer = std::move(promise)]() mutable {
               const status outcome = ring.open();
               const bool usable = outcome.ok();
               answer.set_value(outcome);
@@ -341,10 +341,13 @@ class uring {
         case EPERM:
           return "the container's seccomp profile or kernel.io_uring_disabled forbids it: allow io_uring_setup, "
                  "io_uring_enter and io_uring_register there, or use kvx::posix";
-        case ENOMEM: return "locked memory is used up: raise the memlock limit (ulimit -l), or use kvx::posix";
+        case ENOMEM:
+          return "locked memory is used up: raise the memlock limit (ulimit -l), or use kvx::posix";
         case EMFILE:
-        case ENFILE: return "descriptors are used up: raise the limit on open files (ulimit -n)";
-        default: return "this kernel lacks what is needed (Linux 5.6 or newer): use kvx::posix";
+        case ENFILE:
+          return "descriptors are used up: raise the limit on open files (ulimit -n)";
+        default:
+          return "this kernel lacks what is needed (Linux 5.6 or newer): use kvx::posix";
       }
     }();
     const std::string reason =
