@@ -27,9 +27,9 @@ struct golden_keys {
     std::string_view empty_root;
     std::string_view root;
     std::string_view scoped_root;
-    std::array<std::string_view, 4> keys;           ///< blocks of 16; an empty extra at 1, two extras at 2
-    std::array<std::string_view, 2> keys_of_1024;   ///< blocks too large for the stack buffer
-    std::array<std::string_view, 2> keys_of_1;      ///< tokens 0 and 0xffffffff
+    std::array<std::string_view, 4> keys;          ///< blocks of 16; an empty extra at 1, two extras at 2
+    std::array<std::string_view, 2> keys_of_1024;  ///< blocks too large for the stack buffer
+    std::array<std::string_view, 2> keys_of_1;     ///< tokens 0 and 0xffffffff
 };
 
 template <std::size_t Bytes>
@@ -81,9 +81,8 @@ void check_golden_keys(const golden_keys& expected) {
         for (std::size_t i = 0; i < keys.size(); ++i) CHECK(to_hex(keys[i]) == expected_keys[i]);
     };
     const std::string image = "image";
-    const std::array<kvx::block_extra, 3> extras{{{1, {}},
-                                                  {2, std::as_bytes(std::span(image))},
-                                                  {2, std::span<const std::byte>(ramp).first(200)}}};
+    const std::array<kvx::block_extra, 3> extras{
+        {{1, {}}, {2, std::as_bytes(std::span(image))}, {2, std::span<const std::byte>(ramp).first(200)}}};
     check_blocks(chain::root(who, 16, where), golden_tokens(1, 64), 16, extras, expected.keys);
     check_blocks(chain::root({"m", "r", "d"}, 1024, {}), golden_tokens(2, 2048), 1024, {}, expected.keys_of_1024);
     check_blocks(chain::root({"m", "r", "d"}, 1, {}), {0, 0xFFFF'FFFFU}, 1, {}, expected.keys_of_1);

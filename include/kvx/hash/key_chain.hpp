@@ -65,9 +65,8 @@ class key_chain {
         const std::size_t blocks = tokens.size() / block_tokens;
         const std::size_t token_bytes = std::size_t{block_tokens} * sizeof(token_id);
         const std::size_t fixed_bytes = tokens_at + token_bytes;
-        const bool sorted =
-            std::is_sorted(extras.begin(), extras.end(),
-                           [](const block_extra& a, const block_extra& b) { return a.block < b.block; });
+        const bool sorted = std::is_sorted(
+            extras.begin(), extras.end(), [](const block_extra& a, const block_extra& b) { return a.block < b.block; });
 
         std::array<std::byte, small_bytes> small;  // left uninitialised: every byte hashed is written first
         std::byte* buffer = small.data();

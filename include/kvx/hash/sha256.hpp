@@ -2,7 +2,8 @@
 #pragma once
 
 #if !__has_include(<openssl/evp.h>)
-#error "kvx/hash/sha256.hpp needs OpenSSL's libcrypto: install libssl-dev (Debian, Ubuntu) or openssl-devel (Fedora) and link kvx::openssl, from find_package(kvx COMPONENTS openssl)"
+#error \
+    "kvx/hash/sha256.hpp needs OpenSSL's libcrypto: install libssl-dev (Debian, Ubuntu) or openssl-devel (Fedora) and link kvx::openssl, from find_package(kvx COMPONENTS openssl)"
 #endif
 
 #include <kvx/concepts/contextual_hasher.hpp>
