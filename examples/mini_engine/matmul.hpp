@@ -47,7 +47,7 @@ void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float*
               rows_of<float> y, bool accumulate);
 
 /// The blocks that a large product is cut into, one per task.
-inline constexpr std::size_t block_rows = 192;
+inline constexpr std::size_t block_rows = 384;
 inline constexpr std::size_t block_panels = 4;
 
 /// y[m, w.rows()] = x[m, w.columns()] * transpose(w), or += when accumulating, on all threads.

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <cstdlib>
 #include <fstream>
+#include <new>
 #include <stdexcept>
 
 namespace mini_engine {

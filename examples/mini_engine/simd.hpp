@@ -33,6 +33,22 @@ constexpr std::size_t padded(std::size_t n) { return (n + panel - 1) / panel * p
     return m;
 }
 
+/// Transposes 16 x 16 numbers: four perfect shuffles of the rows.
+[[gnu::always_inline]] inline void transpose(vec (&rows)[lanes]) {
+#pragma GCC unroll 4
+    for (int round = 0; round < 4; ++round) {
+        vec shuffled[lanes];
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < lanes / 2; ++i) {
+            const vec &a = rows[i], &b = rows[i + lanes / 2];
+            shuffled[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            shuffled[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+#pragma GCC unroll 16
+        for (std::size_t i = 0; i < lanes; ++i) rows[i] = shuffled[i];
+    }
+}
+
 /// e^x for x <= 88, relative error under 2e-7; exactly zero below -87, so that a masked score of minus infinity has no weight.
 [[gnu::always_inline]] inline void exp(vec& x) {
     constexpr float lowest = -87.0f;

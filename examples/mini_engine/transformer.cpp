@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 namespace mini_engine {
 namespace {
@@ -163,6 +165,33 @@ void transformer::attend(std::span<const step> steps, std::size_t layer) {
     });
 }
 
+void transformer::pack_keys_and_values(const attention_tile& tile, std::size_t layer, std::size_t first, std::size_t count, scratch& s) {
+    using simd::at, simd::lanes, simd::panel;
+    const std::size_t head = model_.config.head_dim(), whole = head / lanes * lanes;
+    for (std::size_t j = 0; j < count; j += lanes) {
+        std::size_t from[lanes];  // the last key repeats to fill the lanes: nobody may see those
+        for (std::size_t n = 0; n < lanes; ++n) {
+            from[n] = kv_.offset(tile.of->of->pages, first + std::min(count - 1, j + n)) + tile.kv_head * head;
+        }
+        float* to = s.keys.data() + j / panel * panel * head + j % panel;
+        for (std::size_t i = 0; i < whole; i += lanes) {
+            simd::vec k[lanes];
+            for (std::size_t n = 0; n < lanes; ++n) k[n] = at(kv_.k(layer) + from[n] + i);
+            simd::transpose(k);
+            for (std::size_t n = 0; n < lanes; ++n) at(to + (i + n) * panel) = k[n];
+        }
+        for (std::size_t i = whole; i < head; ++i) {
+            for (std::size_t n = 0; n < lanes; ++n) to[i * panel + n] = kv_.k(layer)[from[n] + i];
+        }
+        for (std::size_t n = 0; n < lanes; ++n) {
+            const float* v = kv_.v(layer) + from[n];
+            float* v_to = s.values.data() + (j + n) * panel;  // and a block's length further on for every other panel
+            for (std::size_t i = 0; i < whole; i += lanes) at(v_to + i / panel * key_block * panel + i % panel) = at(v + i);
+            for (std::size_t i = whole; i < head; ++i) v_to[i / panel * key_block * panel + i % panel] = v[i];
+        }
+    }
+}
+
 void transformer::attend_tile(const attention_tile& tile, std::size_t layer, scratch& s) {
     using simd::at, simd::lanes, simd::panel;
     const std::size_t head = model_.config.head_dim(), padded_head = simd::padded(head), group = model_.config.group();
@@ -177,16 +206,7 @@ void transformer::attend_tile(const attention_tile& tile, std::size_t layer, scr
 
     for (std::size_t block = 0; block < end; block += key_block) {
         const std::size_t keys = std::min(key_block, end - block), key_panels = simd::padded(keys) / panel;
-        for (std::size_t j = 0; j < keys; ++j) {
-            const std::size_t from = kv_.offset(tile.of->of->pages, block + j) + tile.kv_head * head;
-            const float* k = kv_.k(layer) + from;
-            const float* v = kv_.v(layer) + from;
-            float* k_to = s.keys.data() + j / panel * panel * head + j % panel;
-            for (std::size_t i = 0; i < head; ++i) k_to[i * panel] = k[i];
-            for (std::size_t i = 0; i < head; i += panel) {
-                std::copy_n(v + i, std::min(panel, head - i), s.values.data() + (i / panel * key_block + j) * panel);
-            }
-        }
+        pack_keys_and_values(tile, layer, block, keys, s);
         const rows_of<float> scores{s.scores.data(), key_block}, sums{s.sums.data(), padded_head};
         multiply({s.query.data(), head}, rows, head, s.keys.data(), panel * head, key_panels, scores, false);
 

@@ -79,6 +79,7 @@ private:
     void rotate_and_store(std::span<const step> steps, std::size_t layer);
     void attend(std::span<const step> steps, std::size_t layer);
     void attend_tile(const attention_tile& tile, std::size_t layer, scratch& s);
+    void pack_keys_and_values(const attention_tile& tile, std::size_t layer, std::size_t first, std::size_t count, scratch& s);
     void feed_forward(const model_layer& layer, std::size_t rows);
 
     const model& model_;
