@@ -4,13 +4,20 @@
 #include <kvx/result.hpp>
 #include <kvx/types.hpp>
 
+#include <unistd.h>
+
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <concepts>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <mutex>
 #include <span>
 #include <string_view>
+#include <thread>
 
 namespace kvx {
 
@@ -74,5 +81,85 @@ concept io_backend =
       { view.name() } -> std::convertible_to<std::string_view>;
       { backend.stop(deadline) } -> std::same_as<bool>;
     };
+
+namespace archetype {
+
+/// The least that models `io_backend`: one thread, one request at a time, in the order of submission.
+class io {
+ public:
+  explicit io(const io_options&) : thread_([this] { run(); }) {}
+  io(const io&) = delete;
+  io& operator=(const io&) = delete;
+  ~io() { stop(std::chrono::milliseconds::max()); }
+
+  void submit(std::span<const io_request> requests) {
+    {
+      const std::lock_guard lock{mutex_};
+      waiting_.insert(waiting_.end(), requests.begin(), requests.end());
+      for (const io_request& request : requests) in_flight_ += request.bytes;
+    }
+    changed_.notify_all();
+  }
+  status register_arena(std::span<std::byte>) { return errc::unsupported; }
+  void attach(int) {}
+  void detach(int) {}
+  [[nodiscard]] std::size_t in_flight_bytes() const { return in_flight_; }
+  [[nodiscard]] std::string_view name() const { return "archetype"; }
+
+  /// Waits for as long as it takes.
+  bool stop(std::chrono::milliseconds) {
+    {
+      const std::lock_guard lock{mutex_};
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    if (thread_.joinable()) thread_.join();
+    return true;
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock{mutex_};
+    for (;;) {
+      changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      if (waiting_.empty()) return;
+      const io_request request = waiting_.front();
+      waiting_.pop_front();
+      lock.unlock();
+      const io_result outcome = move(request);
+      in_flight_ -= request.bytes;
+      request.done(request.context, outcome);
+      lock.lock();
+    }
+  }
+
+  static io_result move(const io_request& request) {
+    io_result outcome;
+    if (request.cancelled != nullptr && *request.cancelled) return {ECANCELED, 0};
+    while (outcome.bytes < request.bytes) {
+      std::byte* const data = request.data + outcome.bytes;
+      const std::size_t left = request.bytes - outcome.bytes;
+      const auto at = static_cast<::off_t>(request.offset + outcome.bytes);
+      const ::ssize_t moved = request.op == io_op::read ? ::pread(request.file, data, left, at)
+                                                        : ::pwrite(request.file, data, left, at);
+      if (moved < 0 && errno == EINTR) continue;
+      if (moved < 0) return {errno, outcome.bytes};
+      if (moved == 0) return {ENODATA, outcome.bytes};
+      outcome.bytes += static_cast<std::size_t>(moved);
+    }
+    return outcome;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<io_request> waiting_;
+  std::atomic<std::size_t> in_flight_{0};
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace archetype
+
+static_assert(io_backend<archetype::io>);
 
 }  // namespace kvx

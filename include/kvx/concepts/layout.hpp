@@ -41,4 +41,39 @@ concept kv_layout =
       layout.for_each_fragment(group, layer, pages, sink);
     };
 
+namespace archetype {
+
+/// The least that models `kv_layout`: one group of one layer, whose blocks are one page of one allocation.
+class layout {
+ public:
+  layout(std::byte* base, std::size_t block_bytes, std::size_t pages, std::uint32_t block_tokens)
+      : base_(base), block_bytes_(block_bytes), pages_(pages), block_tokens_(block_tokens) {}
+
+  [[nodiscard]] std::uint32_t block_tokens() const { return block_tokens_; }
+  [[nodiscard]] std::size_t group_count() const { return 1; }
+  [[nodiscard]] attention_kind kind(std::size_t) const { return attention_kind::full; }
+  [[nodiscard]] std::uint32_t window_tokens(std::size_t) const { return 0; }
+  [[nodiscard]] std::size_t layer_count(std::size_t) const { return 1; }
+  [[nodiscard]] std::size_t layer_bytes(std::size_t, std::size_t) const { return block_bytes_; }
+  [[nodiscard]] std::size_t pages_per_block(std::size_t) const { return 1; }
+  [[nodiscard]] std::size_t page_count(std::size_t) const { return pages_; }
+  [[nodiscard]] std::uint64_t fingerprint(std::size_t) const { return block_bytes_; }
+
+  template <std::invocable<const fragment&> Sink>
+  void for_each_fragment(std::size_t, std::size_t, std::span<const block_id> pages, Sink&& sink) const {
+    const fragment whole{base_ + pages[0] * block_bytes_, block_bytes_, 0};
+    sink(whole);
+  }
+
+ private:
+  std::byte* base_;
+  std::size_t block_bytes_;
+  std::size_t pages_;
+  std::uint32_t block_tokens_;
+};
+
+}  // namespace archetype
+
+static_assert(kv_layout<archetype::layout>);
+
 }  // namespace kvx

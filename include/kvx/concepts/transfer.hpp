@@ -7,6 +7,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstring>
 #include <span>
 
 namespace kvx {
@@ -57,5 +58,48 @@ concept transfer_engine =
       { op.outcome() } noexcept -> std::same_as<status>;
       op.wait();
     };
+
+namespace archetype {
+
+/// The least that models `transfer_engine`: copies at once, on the caller's thread.
+class transfer {
+ public:
+  struct stream_type {};
+
+  class operation {
+   public:
+    [[nodiscard]] status wait_layer(std::size_t, stream_type) const { return {}; }
+    [[nodiscard]] bool done() const noexcept { return true; }
+    [[nodiscard]] status outcome() const noexcept { return {}; }
+    void wait() const {}
+  };
+
+  template <kv_layout Layout>
+  [[nodiscard]] result<operation> load(const Layout& layout, const transfer_batch& batch, stream_type) {
+    each(layout, batch, [](std::byte* slot, const fragment& f) { std::memcpy(f.data, slot, f.bytes); });
+    return operation{};
+  }
+  template <kv_layout Layout>
+  [[nodiscard]] result<operation> save(const Layout& layout, const transfer_batch& batch, stream_type) {
+    each(layout, batch, [](std::byte* slot, const fragment& f) { std::memcpy(slot, f.data, f.bytes); });
+    return operation{};
+  }
+  [[nodiscard]] status register_arena(std::span<std::byte>) { return {}; }
+
+ private:
+  template <class Layout, class Copy>
+  static void each(const Layout& layout, const transfer_batch& batch, Copy copy) {
+    for (std::size_t layer = 0; layer < batch.layer_offsets.size(); ++layer) {
+      for (const block_copy& block : batch.blocks) {
+        std::byte* const slot = block.payload + batch.layer_offsets[layer];
+        layout.for_each_fragment(batch.group, layer, block.pages, [&](const fragment& f) { copy(slot + f.offset, f); });
+      }
+    }
+  }
+};
+
+}  // namespace archetype
+
+static_assert(transfer_engine<archetype::transfer, archetype::layout>);
 
 }  // namespace kvx

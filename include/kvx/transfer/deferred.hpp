@@ -277,4 +277,6 @@ class deferred_transfer {
   std::vector<detail::deferred_queue*> queues_;
 };
 
+static_assert(transfer_engine<deferred_transfer, archetype::layout>);
+
 }  // namespace kvx

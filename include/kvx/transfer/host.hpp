@@ -29,7 +29,7 @@ struct host_stream {
 /// Moves blocks between slots and engine memory that the CPU addresses.
 ///
 /// Everything is copied before load or save returns, so the operation is always done and never fails.
-/// Copies go layer by layer over all blocks; pieces that follow each other on both sides are joined.
+/// Copies go layer by layer over all blocks.
 /// Thread  load, save: any, concurrently; the engine itself must outlive the calls
 /// Errors  bad_argument: the batch contradicts the layout, nothing was written
 /// Cost    the copies; no allocation
@@ -74,43 +74,6 @@ class host_transfer {
   [[nodiscard]] status register_arena(std::span<std::byte> /*arena*/) const noexcept { return {}; }
 
  private:
-  // The pieces of one block and layer, joined where they touch.
-  template <bool Load>
-  class run {
-   public:
-    explicit run(std::byte* slot) noexcept : slot_(slot) {}
-    run(const run&) = delete;
-    run& operator=(const run&) = delete;
-    ~run() { flush(); }
-
-    void operator()(const fragment& piece) noexcept {
-      std::byte* const at = slot_ + piece.offset;
-      if (bytes_ != 0 && piece.data == data_ + bytes_ && at == at_ + bytes_) {
-        bytes_ += piece.bytes;
-        return;
-      }
-      flush();
-      data_ = piece.data;
-      at_ = at;
-      bytes_ = piece.bytes;
-    }
-
-   private:
-    void flush() noexcept {
-      if (bytes_ == 0) return;
-      if constexpr (Load) {
-        std::memcpy(data_, at_, bytes_);
-      } else {
-        std::memcpy(at_, data_, bytes_);
-      }
-    }
-
-    std::byte* slot_;
-    std::byte* data_ = nullptr;
-    std::byte* at_ = nullptr;
-    std::size_t bytes_ = 0;
-  };
-
   // Threads that help whoever copies; a job lives on its caller's stack and nothing is allocated for it.
   class helpers {
    public:
@@ -203,8 +166,14 @@ class host_transfer {
     const auto one = [&layout, &batch](std::size_t index) noexcept {
       const std::size_t layer = index / batch.blocks.size();
       const block_copy& block = batch.blocks[index % batch.blocks.size()];
-      run<Load> pieces{block.payload + batch.layer_offsets[layer]};
-      layout.for_each_fragment(batch.group, layer, block.pages, [&pieces](const fragment& piece) { pieces(piece); });
+      std::byte* const slot = block.payload + batch.layer_offsets[layer];
+      layout.for_each_fragment(batch.group, layer, block.pages, [slot](const fragment& piece) {
+        if constexpr (Load) {
+          std::memcpy(piece.data, slot + piece.offset, piece.bytes);
+        } else {
+          std::memcpy(slot + piece.offset, piece.data, piece.bytes);
+        }
+      });
     };
     const std::size_t count = batch.layer_offsets.size() * batch.blocks.size();
     if (helpers_ == nullptr || count < 2) {
@@ -221,5 +190,7 @@ class host_transfer {
 
   std::unique_ptr<helpers> helpers_;
 };
+
+static_assert(transfer_engine<host_transfer, archetype::layout>);
 
 }  // namespace kvx
