@@ -18,7 +18,7 @@ class host_memory {
  public:
   std::byte* allocate(std::size_t n) {
     const std::lock_guard lock{mutex_};
-    auto* const at = static_cast<std::byte*>(::operator new(kvx::round_up(n), std::align_val_t{kvx::page_bytes}));
+    auto* const at = static_cast<std::byte*>(::operator new (kvx::round_up(n), std::align_val_t{kvx::page_bytes}));
     std::fill_n(at, kvx::round_up(n), std::byte{0});
     blocks_.emplace_back(at);
     return at;
@@ -26,7 +26,7 @@ class host_memory {
 
  private:
   struct release {
-    void operator()(std::byte* at) const { ::operator delete(at, std::align_val_t{kvx::page_bytes}); }
+    void operator()(std::byte* at) const { ::operator delete (at, std::align_val_t{kvx::page_bytes}); }
   };
 
   std::mutex mutex_;

@@ -28,8 +28,7 @@ class deferred_fixture {
   using transfer = deferred_transfer;
   static constexpr std::uint64_t seeds = 16;
 
-  explicit deferred_fixture(std::uint64_t seed)
-      : device_({.seed = seed, .workers = Workers}), engine_(device_) {}
+  explicit deferred_fixture(std::uint64_t seed) : device_({.seed = seed, .workers = Workers}), engine_(device_) {}
 
   deferred_device& device() { return device_; }
   deferred_transfer& engine() { return engine_; }

@@ -73,7 +73,12 @@ class deferred_core {
   using nanoseconds = std::chrono::nanoseconds;
 
   deferred_core(std::uint64_t seed, nanoseconds min_delay, nanoseconds max_delay, unsigned workers, bool real_time)
-      : random_(seed), picks_(seed), min_delay_(min_delay), max_delay_(max_delay), workers_(workers), real_time_(real_time) {
+      : random_(seed),
+        picks_(seed),
+        min_delay_(min_delay),
+        max_delay_(max_delay),
+        workers_(workers),
+        real_time_(real_time) {
     if (min_delay < nanoseconds{0} || min_delay > max_delay) {
       throw error{errc::bad_argument, "deferred_device::options::min_delay is " + std::to_string(min_delay.count()) +
                                           " ns with a max_delay of " + std::to_string(max_delay.count()) +

@@ -38,8 +38,8 @@ struct basic_metrics {
   /// What became of one kind of call.
   struct alignas(64) operation_metrics {
     Counter calls;
-    Counter blocks;            ///< asked for, over all calls
-    Counter failed_blocks;     ///< for any reason that is not one of the next three
+    Counter blocks;         ///< asked for, over all calls
+    Counter failed_blocks;  ///< for any reason that is not one of the next three
     Counter timed_out_blocks;
     Counter cancelled_blocks;
     Counter dropped_blocks;
@@ -121,7 +121,9 @@ constexpr void for_each_metric(Visit&& visit, Metrics&... all) {
     visit(metric_description{name, help, kind, {{{"operation", "save"}}}}, cell(all.breaker_save)...);
   };
   const auto latency = [&](string_view operation, auto&... cells) {
-    visit(metric_description{"kvx_latency_seconds", "Time that an operation took.", metric_kind::histogram,
+    visit(metric_description{"kvx_latency_seconds",
+                             "Time that an operation took.",
+                             metric_kind::histogram,
                              {{{"operation", operation}}}},
           cells...);
   };
@@ -131,61 +133,82 @@ constexpr void for_each_metric(Visit&& visit, Metrics&... all) {
   constexpr auto counter = metric_kind::counter;
   constexpr auto gauge = metric_kind::gauge;
 
-  per_tier("kvx_hit_blocks_total", "Blocks that match planned to take from the tier.", counter,
-           [](auto& t) -> auto& { return t.hits; });
-  per_tier("kvx_missed_blocks_total", "Blocks that match looked for in the tier in vain.", counter,
-           [](auto& t) -> auto& { return t.misses; });
-  per_tier("kvx_pending_blocks_total", "Blocks that were on their way into the tier when match asked.", counter,
-           [](auto& t) -> auto& { return t.pending; });
-  per_tier("kvx_read_bytes_total", "Bytes read from the tier.", counter,
-           [](auto& t) -> auto& { return t.read_bytes; });
-  per_tier("kvx_written_bytes_total", "Bytes written to the tier.", counter,
-           [](auto& t) -> auto& { return t.written_bytes; });
-  per_tier("kvx_stored_blocks_total", "Blocks that became visible in the tier.", counter,
-           [](auto& t) -> auto& { return t.stored; });
-  per_tier("kvx_evicted_blocks_total", "Blocks that the tier gave up for room.", counter,
-           [](auto& t) -> auto& { return t.evicted; });
-  per_tier("kvx_dropped_blocks_total", "Blocks not saved to the tier, to protect loads.", counter,
-           [](auto& t) -> auto& { return t.dropped; });
-  per_tier("kvx_damaged_blocks_total", "Blocks read that did not prove themselves.", counter,
-           [](auto& t) -> auto& { return t.damaged; });
-  per_tier("kvx_timed_out_blocks_total", "Blocks of the tier whose deadline passed.", counter,
-           [](auto& t) -> auto& { return t.timeouts; });
-  per_tier("kvx_errors_total", "Requests to the tier that ended with an error.", counter,
-           [](auto& t) -> auto& { return t.errors; });
-  per_tier("kvx_in_flight_read_bytes", "Bytes being read from the tier.", gauge,
-           [](auto& t) -> auto& { return t.in_flight_read_bytes; });
-  per_tier("kvx_in_flight_write_bytes", "Bytes being written to the tier.", gauge,
-           [](auto& t) -> auto& { return t.in_flight_write_bytes; });
-  per_tier("kvx_cached_blocks", "Blocks in the tier.", gauge, [](auto& t) -> auto& { return t.blocks; });
-  per_tier("kvx_capacity_blocks", "Blocks that fit in the tier.", gauge,
-           [](auto& t) -> auto& { return t.capacity; });
+  per_tier(
+      "kvx_hit_blocks_total", "Blocks that match planned to take from the tier.", counter,
+      [](auto& t) -> auto& { return t.hits; });
+  per_tier(
+      "kvx_missed_blocks_total", "Blocks that match looked for in the tier in vain.", counter,
+      [](auto& t) -> auto& { return t.misses; });
+  per_tier(
+      "kvx_pending_blocks_total", "Blocks that were on their way into the tier when match asked.", counter,
+      [](auto& t) -> auto& { return t.pending; });
+  per_tier(
+      "kvx_read_bytes_total", "Bytes read from the tier.", counter, [](auto& t) -> auto& { return t.read_bytes; });
+  per_tier(
+      "kvx_written_bytes_total", "Bytes written to the tier.", counter,
+      [](auto& t) -> auto& { return t.written_bytes; });
+  per_tier(
+      "kvx_stored_blocks_total", "Blocks that became visible in the tier.", counter,
+      [](auto& t) -> auto& { return t.stored; });
+  per_tier(
+      "kvx_evicted_blocks_total", "Blocks that the tier gave up for room.", counter,
+      [](auto& t) -> auto& { return t.evicted; });
+  per_tier(
+      "kvx_dropped_blocks_total", "Blocks not saved to the tier, to protect loads.", counter,
+      [](auto& t) -> auto& { return t.dropped; });
+  per_tier(
+      "kvx_damaged_blocks_total", "Blocks read that did not prove themselves.", counter,
+      [](auto& t) -> auto& { return t.damaged; });
+  per_tier(
+      "kvx_timed_out_blocks_total", "Blocks of the tier whose deadline passed.", counter,
+      [](auto& t) -> auto& { return t.timeouts; });
+  per_tier(
+      "kvx_errors_total", "Requests to the tier that ended with an error.", counter,
+      [](auto& t) -> auto& { return t.errors; });
+  per_tier(
+      "kvx_in_flight_read_bytes", "Bytes being read from the tier.", gauge,
+      [](auto& t) -> auto& { return t.in_flight_read_bytes; });
+  per_tier(
+      "kvx_in_flight_write_bytes", "Bytes being written to the tier.", gauge,
+      [](auto& t) -> auto& { return t.in_flight_write_bytes; });
+  per_tier(
+      "kvx_cached_blocks", "Blocks in the tier.", gauge, [](auto& t) -> auto& { return t.blocks; });
+  per_tier(
+      "kvx_capacity_blocks", "Blocks that fit in the tier.", gauge, [](auto& t) -> auto& { return t.capacity; });
 
-  per_operation("kvx_calls_total", "Calls of the operation.", [](auto& o) -> auto& { return o.calls; });
-  per_operation("kvx_asked_blocks_total", "Blocks that the operation was asked for.",
-                [](auto& o) -> auto& { return o.blocks; });
-  per_operation("kvx_operation_failed_blocks_total", "Blocks of the operation that failed.",
-                [](auto& o) -> auto& { return o.failed_blocks; });
-  per_operation("kvx_operation_timed_out_blocks_total", "Blocks of the operation whose deadline passed.",
-                [](auto& o) -> auto& { return o.timed_out_blocks; });
-  per_operation("kvx_operation_cancelled_blocks_total", "Blocks of the operation that the engine gave up.",
-                [](auto& o) -> auto& { return o.cancelled_blocks; });
-  per_operation("kvx_operation_dropped_blocks_total", "Blocks of the operation that kvx gave up to protect loads.",
-                [](auto& o) -> auto& { return o.dropped_blocks; });
+  per_operation(
+      "kvx_calls_total", "Calls of the operation.", [](auto& o) -> auto& { return o.calls; });
+  per_operation(
+      "kvx_asked_blocks_total", "Blocks that the operation was asked for.", [](auto& o) -> auto& { return o.blocks; });
+  per_operation(
+      "kvx_operation_failed_blocks_total", "Blocks of the operation that failed.",
+      [](auto& o) -> auto& { return o.failed_blocks; });
+  per_operation(
+      "kvx_operation_timed_out_blocks_total", "Blocks of the operation whose deadline passed.",
+      [](auto& o) -> auto& { return o.timed_out_blocks; });
+  per_operation(
+      "kvx_operation_cancelled_blocks_total", "Blocks of the operation that the engine gave up.",
+      [](auto& o) -> auto& { return o.cancelled_blocks; });
+  per_operation(
+      "kvx_operation_dropped_blocks_total", "Blocks of the operation that kvx gave up to protect loads.",
+      [](auto& o) -> auto& { return o.dropped_blocks; });
 
-  per_breaker("kvx_breaker_state", "Storage breaker: 0 closed, 1 half open, 2 open.", gauge,
-              [](auto& b) -> auto& { return b.state; });
-  per_breaker("kvx_breaker_opened_total", "Times that the storage breaker opened.", counter,
-              [](auto& b) -> auto& { return b.opened; });
-  per_breaker("kvx_breaker_half_opened_total", "Times that the storage breaker sent a probe.", counter,
-              [](auto& b) -> auto& { return b.half_opened; });
-  per_breaker("kvx_breaker_closed_total", "Times that the storage breaker closed.", counter,
-              [](auto& b) -> auto& { return b.closed; });
+  per_breaker(
+      "kvx_breaker_state", "Storage breaker: 0 closed, 1 half open, 2 open.", gauge,
+      [](auto& b) -> auto& { return b.state; });
+  per_breaker(
+      "kvx_breaker_opened_total", "Times that the storage breaker opened.", counter,
+      [](auto& b) -> auto& { return b.opened; });
+  per_breaker(
+      "kvx_breaker_half_opened_total", "Times that the storage breaker sent a probe.", counter,
+      [](auto& b) -> auto& { return b.half_opened; });
+  per_breaker(
+      "kvx_breaker_closed_total", "Times that the storage breaker closed.", counter,
+      [](auto& b) -> auto& { return b.closed; });
 
   single("kvx_asked_tokens_total", "Tokens of the prompts that match was given.", all.asked_tokens...);
   single("kvx_matched_tokens_total", "Tokens whose prefill could be skipped.", all.matched_tokens...);
-  single("kvx_leaked_buffers_total", "Slots given up because something may still write them.",
-         all.leaked_buffers...);
+  single("kvx_leaked_buffers_total", "Slots given up because something may still write them.", all.leaked_buffers...);
   single("kvx_leaked_bytes_total", "Bytes given up because something may still write them.", all.leaked_bytes...);
 
   latency("match", all.latency.match...);

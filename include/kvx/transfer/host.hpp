@@ -29,7 +29,6 @@ struct host_stream {
 /// Moves blocks between slots and engine memory that the CPU addresses.
 ///
 /// Everything is copied before load or save returns, so the operation is always done and never fails.
-/// Copies go layer by layer over all blocks.
 /// Thread  load, save: any, concurrently; the engine itself must outlive the calls
 /// Errors  bad_argument: the batch contradicts the layout, nothing was written
 /// Cost    the copies; no allocation
@@ -164,8 +163,11 @@ class host_transfer {
   result<operation> copy(const Layout& layout, const transfer_batch& batch) {
     if (const status fits = detail::check_batch(layout, batch); !fits) return fits;
     const auto one = [&layout, &batch](std::size_t index) noexcept {
-      const std::size_t layer = index / batch.blocks.size();
-      const block_copy& block = batch.blocks[index % batch.blocks.size()];
+      // Nobody sees the order. Loads are faster block by block, as they read slots straight through, by up to 1.2 at
+      // 4 KiB; saves layer by layer, by up to 1.3 at 64 KiB (bench/transfer_bench.cpp).
+      const std::size_t layers = batch.layer_offsets.size();
+      const std::size_t layer = Load ? index % layers : index / batch.blocks.size();
+      const block_copy& block = batch.blocks[Load ? index / layers : index % batch.blocks.size()];
       std::byte* const slot = block.payload + batch.layer_offsets[layer];
       layout.for_each_fragment(batch.group, layer, block.pages, [slot](const fragment& piece) {
         if constexpr (Load) {
