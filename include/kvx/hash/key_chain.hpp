@@ -116,7 +116,7 @@ class key_chain {
 
   private:
     enum class tag : std::uint8_t {
-        version = 1,
+        format_version = 1,
         block_tokens = 2,
         model = 3,
         revision = 4,
@@ -184,7 +184,7 @@ class key_chain {
         append(to, field, std::span<const std::byte>(bytes));
     }
     static void append_identity(std::vector<std::byte>& to, const identity& who, std::uint32_t block_tokens) {
-        append(to, tag::version, key_format_version);
+        append(to, tag::format_version, key_format_version);
         append(to, tag::block_tokens, block_tokens);
         append(to, tag::model, std::string_view(who.model));
         append(to, tag::revision, std::string_view(who.revision));

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/detail/aligned_buffer.hpp>
+#include <kvx/detail/core_state.hpp>
+#include <kvx/detail/fetcher.hpp>
+#include <kvx/detail/loader.hpp>
+#include <kvx/detail/saver.hpp>
+
+#include <thread>
+
+namespace kvx::detail {
+
+/// The two threads of a cache.
+///
+/// The pump seals and submits writes, follows copies, acts on deadlines and delivers events; it never waits
+/// for storage. The keeper flushes journals, claims and reclaims extents, beats the heart and probes a
+/// breaker that is open; it may wait for storage, and nobody waits for it but tickets that ask for `stored`.
+template <class Hasher, class Eviction, class Io, class Layout, class Transfer>
+class background {
+ public:
+  using state_type = core_state<Hasher, Eviction, Io>;
+  using group_type = typename state_type::group_type;
+  using clock = std::chrono::steady_clock;
+
+  using fetcher_type = fetcher<Hasher, Eviction, Io>;
+  using loader_type = loader<Hasher, Eviction, Io, Layout, Transfer>;
+  using saver_type = saver<Hasher, Eviction, Io, typename Transfer::operation>;
+
+  background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save)
+      : state_(state), fetch_(fetch), load_(load), save_(save) {}
+
+  void start() {
+    pump_ = std::thread([this] { pump(); });
+    if (has_storage()) keeper_ = std::thread([this] { keep(); });
+  }
+
+  /// Ends both threads. Copies may never end and the keeper may hang in a system call: then false is returned,
+  /// and whatever they still touch must stay.
+  [[nodiscard]] bool stop(clock::time_point until) {
+    {
+      const std::lock_guard lock(state_.mutex);
+      state_.stopping = true;
+      stop_by_ = until;
+      state_.wake_pump();
+      state_.wake_keeper();
+    }
+    if (pump_.joinable()) pump_.join();
+    if (!keeper_.joinable()) return !copies_left_;
+    {
+      std::unique_lock lock(state_.mutex);
+      if (!ended_.wait_until(lock, until, [this] { return keeper_ended_; })) {
+        keeper_.detach();
+        return false;
+      }
+    }
+    keeper_.join();
+    return !copies_left_;
+  }
+
+ private:
+  // How often copies are looked at while some are under way: an event of a device costs a call to ask for.
+  static constexpr std::chrono::microseconds copy_poll{50};
+  static constexpr std::chrono::milliseconds maintenance_period{1'000};
+  static constexpr std::chrono::milliseconds idle_period{1'000};
+
+  [[nodiscard]] bool has_storage() const noexcept {
+    return std::any_of(state_.groups.begin(), state_.groups.end(), [](const auto& g) { return g->storage != nullptr; });
+  }
+
+  void pump() {
+    for (;;) {
+      while (save_.write_one()) {
+      }
+      std::vector<block_event> events;
+      typename fetcher_type::requests more;
+      {
+        std::unique_lock lock(state_.mutex);
+        const clock::time_point now = clock::now();
+        const bool saving = save_.poll_copies(now);
+        const bool copying = load_.poll(now) || saving;
+        clock::time_point wake = std::min(fetch_.expire(now), save_.expire(now));
+        more = fetch_.admit(now);
+        events.swap(state_.events);
+        if (more.empty() && events.empty()) {
+          if (state_.stopping && (!copying || now >= stop_by_)) {
+            copies_left_ = copying;
+            return;
+          }
+          wake = std::min(wake, copying ? now + copy_poll : now + idle_period);
+          state_.pump_wanted.wait_until(lock, wake, [this] { return state_.pump_signalled; });
+          state_.pump_signalled = false;
+        }
+      }
+      if (!more.empty()) state_.runtime->io().submit(more);
+      for (const block_event& e : events) state_.opts.on_event(e);
+    }
+  }
+
+  void keep() {
+    clock::time_point next_maintenance = clock::now();
+    for (;;) {
+      bool stopping = false;
+      {
+        std::unique_lock lock(state_.mutex);
+        state_.keeper_wanted.wait_until(lock, next_maintenance, [this] { return state_.keeper_signalled; });
+        state_.keeper_signalled = false;
+        stopping = state_.stopping;
+      }
+      flush_journals();
+      const clock::time_point now = clock::now();
+      if (now >= next_maintenance && !stopping) {
+        for (const auto& g : state_.groups)
+          if (g->storage) maintain(*g, now);
+        next_maintenance = now + std::min<clock::duration>(maintenance_period, state_.opts.writer_dead_after / 4);
+        probe(now);
+      }
+      if (!stopping)
+        for (const auto& g : state_.groups)
+          if (g->storage) make_room(*g);
+      const std::lock_guard lock(state_.mutex);
+      if (state_.stopping && !save_.has_unlogged()) {
+        keeper_ended_ = true;
+        ended_.notify_all();
+        return;
+      }
+    }
+  }
+
+  void flush_journals() {
+    const auto written = [this] {
+      const std::lock_guard lock(state_.mutex);
+      return save_.take_unlogged();
+    }();
+    bool well = true;
+    for (const auto& g : state_.groups) {
+      if (!g->storage) continue;
+      std::unique_lock lock(state_.mutex);
+      const std::size_t freeing = g->storage->freeing();
+      lock.unlock();
+      const bool flushed = g->storage->store().flush_journal().ok();
+      well &= flushed;
+      lock.lock();
+      if (flushed) g->storage->flushed(freeing);
+    }
+    const std::lock_guard lock(state_.mutex);
+    save_.logged(written, well);
+    if (save_.writes_waiting()) state_.wake_pump();
+  }
+
+  void maintain(group_type& g, clock::time_point now) {
+    store::block_store& store = g.storage->store();
+    static_cast<void>(store.maintain(now));
+    while (const auto lost = store.take_lost()) forget(g, *lost);
+    // The cap may have room again: somebody else's extent was reclaimed, or the root was enlarged.
+    const std::lock_guard lock(state_.mutex);
+    g.storage->may_grow(true);
+  }
+
+  // One extent ahead of need; where the cap is reached, a dead writer's goes before any block of our own.
+  void make_room(group_type& g) {
+    store::block_store& store = g.storage->store();
+    release_retired();
+    {
+      const std::lock_guard lock(state_.mutex);
+      if (!g.storage->may_grow()) return;
+    }
+    if (store.free_slots() >= std::max<std::size_t>(1, store.slots_per_extent() / 4)) return;
+    bool gained = store.grow().ok();
+    if (!gained) {
+      if (const auto range = store.reclaim_dead()) {
+        forget(g, *range);
+        release_retired();
+        gained = store.grow().ok();
+      }
+    }
+    const std::lock_guard lock(state_.mutex);
+    g.storage->may_grow(gained);
+    state_.wake_pump();
+  }
+
+  // Blocks that were there are misses from now on; the place itself waits for the I/O on it to end.
+  void forget(group_type& g, const store::block_store::slot_range& range) {
+    const std::lock_guard lock(state_.mutex);
+    for (std::size_t i = range.first; i < range.first + range.count; ++i) {
+      const node_id node = g.storage->node_of(static_cast<slot_index>(i));
+      if (node != no_node && !g.index.storage_busy(node)) state_.drop_storage(g, node);
+    }
+    retired_.emplace_back(&g, range);
+  }
+
+  void release_retired() {
+    std::erase_if(retired_, [this](const auto& each) {
+      const auto& [group, range] = each;
+      {
+        const std::lock_guard lock(state_.mutex);
+        if (fetch_.uses(*group, range.first, range.count) || save_.uses(*group, range.first, range.count)) return false;
+        // Writes that ended meanwhile put blocks there once more.
+        for (std::size_t i = range.first; i < range.first + range.count; ++i)
+          if (const node_id node = group->storage->node_of(static_cast<slot_index>(i)); node != no_node)
+            state_.drop_storage(*group, node);
+      }
+      group->storage->store().release(range);
+      return true;
+    });
+  }
+
+  /// What a probe reads into; it outlives the cache if the read never ends.
+  struct probe_read {
+    background* owner = nullptr;
+    aligned_buffer buffer{page_bytes};
+  };
+
+  // One page of some slab decides whether storage answers again.
+  void probe(clock::time_point now) {
+    const std::lock_guard lock(state_.mutex);
+    if (state_.saves_breaker.wants_probe(now)) {
+      // The next block to be saved is the probe.
+      state_.metrics.breaker_save.half_opened.add();
+    }
+    if (!state_.loads_breaker.wants_probe(now)) return;
+    state_.metrics.breaker_load.half_opened.add();
+    for (const auto& g : state_.groups) {
+      if (!g->storage) continue;
+      for (std::size_t place = 0; place < g->storage->capacity(); ++place) {
+        if (g->storage->node_of(static_cast<slot_index>(place)) == no_node) continue;
+        const auto from = g->storage->store().place_for_read(static_cast<slot_index>(place));
+        if (!from) continue;
+        auto* read = new probe_read{this};
+        io_request request;
+        request.file = from->file;
+        request.offset = from->offset;
+        request.data = read->buffer.data();
+        request.bytes = page_bytes;
+        request.context = read;
+        request.done = [](void* context, const io_result& outcome) noexcept {
+          const std::unique_ptr<probe_read> ended(static_cast<probe_read*>(context));
+          ended->owner->probed(outcome.error == 0);
+        };
+        ++state_.reads_under_way;
+        state_.runtime->io().submit({&request, 1});
+        return;
+      }
+    }
+    state_.loads_breaker.succeeded();  // nothing is stored, so nothing can fail
+  }
+
+  void probed(bool well) noexcept {
+    const std::lock_guard lock(state_.mutex);
+    --state_.reads_under_way;
+    if (!well) static_cast<void>(state_.loads_breaker.failed(clock::now()));
+    else if (state_.loads_breaker.succeeded()) state_.metrics.breaker_load.closed.add();
+    state_.wake_pump();
+  }
+
+  state_type& state_;
+  fetcher_type& fetch_;
+  loader_type& load_;
+  saver_type& save_;
+  std::vector<std::pair<group_type*, store::block_store::slot_range>> retired_;
+  std::thread pump_;
+  std::thread keeper_;
+  std::condition_variable ended_;
+  bool keeper_ended_ = false;
+  bool copies_left_ = false;
+  clock::time_point stop_by_{};
+};
+
+}  // namespace kvx::detail

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/detail/background.hpp>
+#include <kvx/detail/core_state.hpp>
+#include <kvx/detail/fetcher.hpp>
+#include <kvx/detail/loader.hpp>
+#include <kvx/detail/matcher.hpp>
+#include <kvx/detail/saver.hpp>
+#include <kvx/hash/key_chain.hpp>
+
+namespace kvx::detail {
+
+/// The parts of a cache, put together. Tickets refer to it weakly; it is leaked whole when something outside
+/// (the kernel, a device) may still write what it owns.
+template <class Layout, class Hasher, class Eviction, class Io, class Transfer>
+struct cache_core final : ticket_owner {
+  using state_type = core_state<Hasher, Eviction, Io>;
+  using group_type = typename state_type::group_type;
+  using digest_type = typename Hasher::digest_type;
+  using clock = std::chrono::steady_clock;
+  using saver_type = saver<Hasher, Eviction, Io, typename Transfer::operation>;
+  using ids_of_groups = std::span<const std::span<const block_id>>;
+
+  cache_core(const options& configured, Layout engine_layout, std::shared_ptr<kvx::runtime<Io>> shared,
+             Transfer engine_transfer)
+      : layout(std::move(engine_layout)),
+        transfer(std::move(engine_transfer)),
+        state(checked(configured), std::move(shared)),
+        match(state, layout),
+        fetch(state),
+        load(state, layout, transfer),
+        save(state),
+        threads(state, fetch, load, save) {
+    state.block_tokens = layout.block_tokens();
+    make_groups();
+    if (const status s = transfer.register_arena(state.runtime->memory().bytes()); !s.ok())
+      throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" + std::string(to_string(s.code())) +
+                                "); copies would silently be slow, so free host memory or lower memory_bytes");
+    for (const auto& g : state.groups)
+      if (g->storage) recover(*g);
+  }
+
+  const Layout layout;
+  Transfer transfer;
+  state_type state;
+  matcher<Hasher, Eviction, Io, Layout> match;
+  fetcher<Hasher, Eviction, Io> fetch;
+  loader<Hasher, Eviction, Io, Layout, Transfer> load;
+  saver_type save;
+  background<Hasher, Eviction, Io, Layout, Transfer> threads;
+
+  [[nodiscard]] prefetch_ticket prefetch(plan what, std::size_t first, std::weak_ptr<ticket_owner> self) {
+    state.metrics.prefetch.calls.add();
+    if (what.groups != state.groups.size()) what.truncate(0);
+    const std::size_t blocks = what.blocks();
+    std::vector<prefetch_state::entry> wanted;
+    for (std::size_t b = first; b < blocks; ++b)
+      for (std::size_t g = 0; g < state.groups.size(); ++g)
+        if (b >= state_type::first_needed(layout, g, blocks))
+          wanted.push_back({static_cast<std::uint32_t>(b), static_cast<std::uint16_t>(g)});
+    state.metrics.prefetch.blocks.add(wanted.size());
+    const clock::time_point now = clock::now();
+    auto ticket = std::make_shared<prefetch_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
+                                                   std::make_shared<const plan>(std::move(what)), std::move(wanted), first,
+                                                   now + state.opts.load_deadline);
+    if (ticket->entries() == 0) return {ticket, std::move(self)};
+    typename fetcher<Hasher, Eviction, Io>::requests requests;
+    {
+      const std::lock_guard lock(state.mutex);
+      fetch.enqueue(ticket);
+      requests = fetch.admit(now);
+      state.wake_pump();
+    }
+    if (!requests.empty()) state.runtime->io().submit(requests);
+    return {std::move(ticket), std::move(self)};
+  }
+
+  [[nodiscard]] save_ticket save_blocks(const sequence& from, std::size_t first, ids_of_groups ids,
+                                        typename Transfer::stream_type stream) {
+    state.metrics.save.calls.add();
+    const std::size_t groups = state.groups.size();
+    if (ids.size() != groups || from.block_tokens() != state.block_tokens) return {nullptr, errc::bad_argument};
+    const std::size_t blocks = ids[0].size() / layout.pages_per_block(0);
+    for (std::size_t g = 0; g < groups; ++g)
+      if (ids[g].size() != blocks * layout.pages_per_block(g)) return {nullptr, errc::bad_argument};
+    if (first > from.blocks() || blocks > from.blocks() - first) return {nullptr, errc::bad_argument};
+
+    const clock::time_point now = clock::now();
+    const auto ticket = std::make_shared<save_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
+                                                     blocks * groups, now + state.opts.save_deadline);
+    state.metrics.save.blocks.add(blocks * groups);
+    typename saver_type::job job;
+    job.ticket = ticket;
+    job.started = now;
+    std::vector<std::vector<block_copy>> copies(groups);
+    {
+      const std::lock_guard lock(state.mutex);
+      for (std::size_t b = 0; b < blocks; ++b) {
+        for (std::size_t g = 0; g < groups; ++g) {
+          const std::size_t pages = layout.pages_per_block(g);
+          const std::span<const block_id> block_pages = ids[g].subspan(b * pages, pages);
+          const std::size_t entry = b * groups + g;
+          if (std::find(block_pages.begin(), block_pages.end(), null_block) != block_pages.end()) {
+            save.skip(*ticket, entry);
+            continue;
+          }
+          auto copy = save.admit(ticket, entry, static_cast<std::uint16_t>(g), from, first + b, now);
+          if (!copy) continue;
+          copies[g].push_back({state.groups[g]->payload(copy->slot), block_pages});
+          job.copies.push_back(std::move(*copy));
+        }
+      }
+    }
+    status submitted;
+    for (std::size_t g = 0; g < groups && submitted.ok(); ++g) {
+      if (copies[g].empty()) continue;
+      const auto op = transfer.save(layout, {g, state.groups[g]->geometry.layer_offsets, copies[g]}, stream);
+      if (op) job.operations.push_back(*op);
+      else submitted = op.status();
+    }
+    // Slots that a copy still writes cannot be given back.
+    if (!submitted.ok())
+      for (const auto& op : job.operations) op.wait();
+    const std::lock_guard lock(state.mutex);
+    if (submitted.ok()) {
+      save.follow(std::move(job));
+    } else {
+      save.abandon(*ticket, job.copies, submitted.code(), now);
+      ticket->source_released.store(true, std::memory_order_release);
+    }
+    static_cast<void>(save.poll_copies(clock::now()));
+    state.wake_pump();
+    return {ticket, {}};
+  }
+
+  [[nodiscard]] std::size_t erase(std::span<const block_key> keys) {
+    const std::lock_guard lock(state.mutex);
+    std::size_t erased = 0;
+    // Tail first: a parent's node outlives its children's.
+    for (std::size_t i = keys.size(); i-- > 0;) {
+      for (const auto& g : state.groups) {
+        const digest_type key = from_block_key<digest_type>(keys[i]);
+        node_id node = g->index.find(key);
+        if (node == no_node || g->index.memory_busy(node) || g->index.storage_busy(node)) continue;
+        const slot_index slot = g->index.memory_slot(node);
+        if (slot != no_slot && g->memory.pins(slot) != 0) continue;
+        if (slot != no_slot) state.drop_memory(*g, slot);
+        node = g->index.find(key);
+        if (node != no_node && g->index.storage_slot(node) != no_slot) state.drop_storage(*g, node);
+        ++erased;
+      }
+    }
+    state.wake_keeper();
+    return erased;
+  }
+
+  [[nodiscard]] bool drain(clock::time_point until) {
+    // Polled: draining is for tests and shutdown, and a condition would cost every completion.
+    constexpr std::chrono::microseconds look_again{200};
+    for (;;) {
+      {
+        const std::lock_guard lock(state.mutex);
+        if (save.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now())) return true;
+      }
+      if (clock::now() >= until) return false;
+      std::this_thread::sleep_for(look_again);
+    }
+  }
+
+  /// Returns false when something may still write what this owns.
+  [[nodiscard]] bool shut_down() {
+    const clock::time_point until = clock::now() + state.opts.drain_deadline;
+    {
+      const std::lock_guard lock(state.mutex);
+      fetch.shut_down(clock::now());
+    }
+    static_cast<void>(drain(until));
+    {
+      const std::lock_guard lock(state.mutex);
+      save.shut_down();
+    }
+    const bool ended = threads.stop(std::max(until, clock::now() + std::chrono::milliseconds{100}));
+    const std::lock_guard lock(state.mutex);
+    return ended && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now()) && !save.copying();
+  }
+
+  [[nodiscard]] metrics_snapshot stats() {
+    {
+      const std::lock_guard lock(state.mutex);
+      std::uint64_t memory = 0;
+      std::uint64_t storage = 0;
+      for (const auto& g : state.groups) {
+        memory += g->memory.capacity();
+        if (g->storage) storage += g->storage->capacity();
+      }
+      state.metrics.memory.capacity.set(memory);
+      state.metrics.storage.capacity.set(storage);
+      state.metrics.breaker_load.state.set(static_cast<std::uint64_t>(state.loads_breaker.now()));
+      state.metrics.breaker_save.state.set(static_cast<std::uint64_t>(state.saves_breaker.now()));
+    }
+    return state.metrics.snapshot();
+  }
+
+  void cancel(const std::shared_ptr<prefetch_state>& which) noexcept override {
+    const std::lock_guard lock(state.mutex);
+    fetch.give_up(which, errc::cancelled, clock::now());
+    state.wake_pump();
+  }
+  void release(const std::shared_ptr<prefetch_state>& which) noexcept override {
+    const std::lock_guard lock(state.mutex);
+    fetch.unpin(*which);
+    state.wake_pump();
+  }
+
+ private:
+  static const options& checked(const options& o) {
+    const auto refuse = [](const std::string& text) { throw error(errc::bad_argument, text); };
+    if (o.identity.model.empty())
+      refuse("identity.model is empty; name the model, or every model shares one cache");
+    if (!o.root.empty() && !Hasher::collision_resistant && !o.prompts_trusted)
+      refuse("root '" + o.root +
+             "' is shared storage and this hasher is not collision resistant: a crafted prompt could be served another "
+             "prompt's blocks; use kvx::sha256, or set prompts_trusted if nobody who chooses prompts is hostile");
+    if (o.tensor_rank >= o.tensor_size) refuse("tensor_rank must be below tensor_size");
+    if (o.pipeline_rank >= o.pipeline_size) refuse("pipeline_rank must be below pipeline_size");
+    if (o.load_deadline.count() <= 0 || o.save_deadline.count() <= 0)
+      refuse("load_deadline and save_deadline must be positive; raise them rather than switch them off");
+    if (o.breaker_failures == 0) refuse("breaker_failures is 0; give the number of failures in a row that open it");
+    return o;
+  }
+
+  void make_groups() {
+    const std::size_t count = layout.group_count();
+    if (count == 0 || count > most_groups)
+      throw error(errc::bad_argument, "layout: it has " + std::to_string(count) + " groups; 1 to " +
+                                          std::to_string(most_groups) + " are supported");
+    const options& o = state.opts;
+    std::vector<store::slot_geometry> shapes;
+    std::size_t all = 0;
+    for (std::size_t g = 0; g < count; ++g) {
+      std::vector<std::size_t> layers(layout.layer_count(g));
+      for (std::size_t l = 0; l < layers.size(); ++l) layers[l] = layout.layer_bytes(g, l);
+      shapes.push_back(store::slot_geometry::make(state.block_tokens, o.extra_bytes, layers));
+      all += shapes.back().stride;
+    }
+    const block_key who = key_chain<Hasher>::identity_digest(o.identity, state.block_tokens);
+    for (std::size_t g = 0; g < count; ++g) {
+      // Each group gets memory for as many blocks as the others, for they are saved together.
+      const std::size_t slots = static_cast<std::size_t>(o.memory_bytes) / all;
+      constexpr std::size_t least_slots = 4;
+      if (slots < least_slots)
+        throw error(errc::bad_argument, "memory_bytes: " + std::to_string(o.memory_bytes) + " holds " + std::to_string(slots) +
+                                            " blocks of " + std::to_string(all) + " bytes; give at least " +
+                                            std::to_string(least_slots * all));
+      const auto memory = state.runtime->memory().carve(slots * shapes[g].stride);
+      if (!memory)
+        throw error(errc::no_space, "memory_bytes: the runtime's arena has no " + std::to_string(slots * shapes[g].stride) +
+                                        " bytes left for this cache; enlarge the runtime or lower memory_bytes");
+      const shard where{static_cast<std::uint16_t>(g), o.tensor_rank,     o.tensor_size,
+                        o.pipeline_rank,               o.pipeline_size, layout.fingerprint(g)};
+      store::store_options at;
+      at.root = o.root;
+      at.capacity_bytes = o.storage_bytes;
+      at.extent_bytes = o.extent_bytes;
+      at.dead_after = o.writer_dead_after;
+      at.digest_bytes = digest_type::size();
+      state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id}, *memory,
+                                                          o.root.empty() ? nullptr : &at));
+    }
+  }
+
+  // Parents come before their children in what a store recovers, so links are made as blocks arrive.
+  void recover(group_type& g) {
+    g.storage->store().on_files([&io = state.runtime->io()](int file, bool open) {
+      if (open) io.attach(file);
+      else io.detach(file);
+    });
+    const status recovered = g.storage->store().recover([&](const store::recovered_block& block) {
+      const digest_type key = from_block_key<digest_type>(block.key);
+      const node_id parent = g.index.find(from_block_key<digest_type>(block.parent));
+      const node_id node = g.index.insert(key, parent);
+      if (node == no_node || g.index.storage_slot(node) != no_slot) return;
+      g.storage->assign(block.where, node);
+      g.index.set_storage(node, block.where, false);
+      state.metrics.storage.blocks.add();
+    });
+    if (!recovered.ok())
+      throw error(recovered.code(), "root '" + state.opts.root + "' cannot be read; check its permissions and mount");
+    static_cast<void>(g.storage->store().grow());
+  }
+};
+
+}  // namespace kvx::detail

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/concepts/hasher.hpp>
+#include <kvx/concepts/io.hpp>
+#include <kvx/concepts/layout.hpp>
+#include <kvx/concepts/transfer.hpp>
+#include <kvx/detail/breaker.hpp>
+#include <kvx/index.hpp>
+#include <kvx/metrics/counters.hpp>
+#include <kvx/metrics/throughput.hpp>
+#include <kvx/options.hpp>
+#include <kvx/plan.hpp>
+#include <kvx/runtime.hpp>
+#include <kvx/store/block_store.hpp>
+#include <kvx/store/slot_format.hpp>
+#include <kvx/tickets.hpp>
+#include <kvx/tier/memory_tier.hpp>
+#include <kvx/tier/storage_tier.hpp>
+#include <kvx/types.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace kvx::detail {
+
+template <class Digest>
+[[nodiscard]] Digest from_block_key(const block_key& key) noexcept {
+  Digest out;
+  std::memcpy(out.bytes.data(), key.bytes.data(), Digest::size());
+  return out;
+}
+
+/// Layer groups of one cache; models have one to three.
+inline constexpr std::size_t most_groups = 16;
+
+/// Who waits for a busy memory slot to become ready.
+struct slot_waiter {
+  std::shared_ptr<prefetch_state> ticket;
+  std::size_t entry = 0;
+};
+
+/// Everything of one layer group: where its blocks are, and in which order to give them up.
+template <class Digest, class Eviction>
+struct group_state {
+  group_state(store::slot_geometry shape, store::slot_identity who, std::span<std::byte> memory_bytes,
+              const store::store_options* storage_options)
+      : geometry(std::move(shape)),
+        identity(who),
+        memory(memory_bytes, geometry.stride),
+        storage(storage_options != nullptr
+                    ? std::make_unique<storage_tier<Eviction>>(*storage_options, identity, geometry)
+                    : nullptr),
+        index(memory.capacity() + (storage ? storage->capacity() : 0)) {}
+
+  store::slot_geometry geometry;
+  store::slot_identity identity;
+  memory_tier<Eviction> memory;
+  std::unique_ptr<storage_tier<Eviction>> storage;
+  block_index<Digest> index;
+  std::unordered_map<slot_index, std::vector<slot_waiter>> waiters;
+
+  /// The payload of a slot.
+  [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
+    return memory.bytes(slot).data() + geometry.header_bytes;
+  }
+  [[nodiscard]] eviction_entry entry_of(slot_index slot, node_id node) const noexcept {
+    const Digest key = index.key(node);
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, key.bytes.data(), sizeof bits);
+    return {slot, bits};
+  }
+};
+
+/// What the parts of a cache share. `mutex` guards everything that is not atomic or constant; it is never
+/// held during I/O, copies or hashing.
+template <class Hasher, class Eviction, class Io>
+struct core_state {
+  using clock = std::chrono::steady_clock;
+  using digest_type = typename Hasher::digest_type;
+  using group_type = group_state<digest_type, Eviction>;
+
+  core_state(options configured, std::shared_ptr<kvx::runtime<Io>> shared)
+      : opts(std::move(configured)),
+        runtime(std::move(shared)),
+        loads_breaker(opts.breaker_failures, opts.breaker_pause),
+        saves_breaker(opts.breaker_failures, opts.breaker_pause) {}
+
+  const options opts;
+  const std::shared_ptr<kvx::runtime<Io>> runtime;
+  std::uint32_t block_tokens = 0;
+  std::vector<std::unique_ptr<group_type>> groups;
+
+  std::mutex mutex;
+  std::condition_variable pump_wanted;    // sealing, deadlines, copies: never touches storage itself
+  std::condition_variable keeper_wanted;  // journal, extents, heartbeats: may wait for storage
+  bool stopping = false;
+  bool pump_signalled = false;
+  bool keeper_signalled = false;
+
+  kvx::metrics metrics;
+  throughput storage_reads;
+  std::atomic<clock::rep> last_storage_read{0};
+  std::atomic<double> learned_seconds_per_token{0};
+  breaker loads_breaker;
+  breaker saves_breaker;
+  std::atomic<std::uint64_t> next_ticket{1};
+  std::deque<completion> completions;
+  std::vector<block_event> events;
+
+  /// Reads and writes that the backend holds; the arena must outlive them.
+  std::size_t reads_under_way = 0;
+  std::size_t writes_under_way = 0;
+  std::uint64_t read_bytes_under_way = 0;
+  std::uint64_t write_bytes_under_way = 0;
+
+  // Leases are stamped in steps, so that readers rarely write to a node that others read.
+  static constexpr std::chrono::milliseconds lease_step{256};
+  const clock::time_point born = clock::now();
+  [[nodiscard]] std::uint32_t lease_clock(clock::time_point at) const noexcept {
+    return static_cast<std::uint32_t>((at - born) / lease_step) + 1;
+  }
+
+  void wake_pump() {
+    pump_signalled = true;
+    pump_wanted.notify_one();
+  }
+  void wake_keeper() {
+    keeper_signalled = true;
+    keeper_wanted.notify_one();
+  }
+
+  /// What computing costs: given, or learned from the engine's reports.
+  [[nodiscard]] std::optional<prefill_cost> prefill() const noexcept {
+    if (opts.prefill) return opts.prefill;
+    const double learned = learned_seconds_per_token.load(std::memory_order_relaxed);
+    if (learned <= 0) return std::nullopt;
+    return prefill_cost{learned, 0};
+  }
+  /// What storage delivers, unless that is long ago: then it is worth finding out again.
+  [[nodiscard]] std::optional<double> storage_rate() const noexcept {
+    constexpr std::chrono::seconds still_true{10};
+    const clock::time_point last{clock::duration(last_storage_read.load(std::memory_order_relaxed))};
+    if (clock::now() - last > still_true) return std::nullopt;
+    return storage_reads.bytes_per_second();
+  }
+
+  /// Most bytes that may be stuck in I/O, per direction: an eighth of the memory each.
+  [[nodiscard]] std::uint64_t io_window_bytes() const noexcept {
+    return std::max<std::uint64_t>(opts.memory_bytes / 8, 1);
+  }
+  [[nodiscard]] std::size_t pin_limit(const group_type& g) const noexcept { return g.memory.capacity() / 2; }
+
+  static constexpr std::size_t most_completions = 4096;
+  void complete(std::uint64_t ticket, completion::operation kind, status outcome) {
+    // Nobody is obliged to poll: the oldest go, tickets themselves still know.
+    if (completions.size() == most_completions) completions.pop_front();
+    completions.push_back({ticket, kind, outcome});
+  }
+  void tell(block_event::what happened, tier where, const group_type& g, node_id node) {
+    if (!opts.on_event) return;
+    events.push_back({happened, where, g.identity.shard.group, to_block_key(g.index.key(node))});
+  }
+
+  /// Decides one block of a prefetch; a ready one is pinned for its ticket.
+  void decide(group_type& g, const slot_waiter& who, slot_index slot, errc code, clock::time_point now) {
+    prefetch_state& ticket = *who.ticket;
+    if (ticket.decided(who.entry)) return;
+    prefetch_state::entry& wanted = ticket.wanted[who.entry];
+    if (code == errc::ok && !ticket.pins_released) {
+      g.memory.pin(slot);
+      wanted.pinned = slot;
+    }
+    if (code == errc::ok && ticket.what->where(wanted.block, wanted.group) != tier::memory)
+      ticket.bytes_ready.fetch_add(g.geometry.stride, std::memory_order_relaxed);
+    switch (code) {
+      case errc::ok: break;
+      case errc::timed_out: metrics.prefetch.timed_out_blocks.add(); break;
+      case errc::cancelled: metrics.prefetch.cancelled_blocks.add(); break;
+      default: metrics.prefetch.failed_blocks.add(); break;
+    }
+    if (!ticket.decide(who.entry, code)) return;
+    ticket.pins_expire = now + opts.lease;
+    complete(ticket.id(), completion::operation::prefetch, ticket.overall());
+  }
+
+  /// A slot stopped being busy: tells everybody who waited for it.
+  void resolve(group_type& g, slot_index slot, errc code, clock::time_point now) {
+    const auto found = g.waiters.find(slot);
+    if (found == g.waiters.end()) return;
+    const std::vector<slot_waiter> waiting = std::move(found->second);
+    g.waiters.erase(found);
+    for (const slot_waiter& w : waiting) decide(g, w, slot, code, now);
+  }
+
+  /// A free memory slot, if need be by eviction; `no_slot` when everything is in use.
+  /// Leased blocks are given up only for loads, and only when nothing else is left.
+  [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now) {
+    if (g.memory.free_slots() == 0) {
+      const std::uint32_t today = lease_clock(now);
+      const auto keep = [&](slot_index slot, bool leases) {
+        const node_id node = g.memory.node_of(slot);
+        return g.index.has_children_in_memory(node) || (leases && g.index.lease(node) > today);
+      };
+      slot_index victim = g.memory.evict([&](slot_index slot) { return keep(slot, true); });
+      if (victim == no_slot && purpose == io_class::load)
+        victim = g.memory.evict([&](slot_index slot) { return keep(slot, false); });
+      if (victim == no_slot) return no_slot;
+      drop_memory(g, victim);
+      metrics.memory.evicted.add();
+    }
+    return g.memory.take(no_node);
+  }
+
+  /// Takes a block that is not in use out of memory.
+  void drop_memory(group_type& g, slot_index slot) {
+    const node_id node = g.memory.node_of(slot);
+    tell(block_event::what::evicted, tier::memory, g, node);
+    g.memory.release(slot);
+    g.index.clear_memory(node);
+    g.index.erase_if_unused(node);
+    metrics.memory.blocks.sub();
+  }
+
+  /// Takes a block off storage: own slots are logged and freed, other writers' are only forgotten.
+  void drop_storage(group_type& g, node_id node) {
+    const slot_index place = g.index.storage_slot(node);
+    tell(block_event::what::evicted, tier::storage, g, node);
+    g.storage->forget(place);
+    g.storage->free(place);
+    g.index.clear_storage(node);
+    g.index.erase_if_unused(node);
+    metrics.storage.blocks.sub();
+  }
+
+  /// Blocks of a plan that group g needs for a resume at block `boundary`, as [first, boundary).
+  template <class Layout>
+  [[nodiscard]] static std::size_t first_needed(const Layout& layout, std::size_t group, std::size_t boundary) noexcept {
+    if (boundary == 0) return 0;
+    switch (layout.kind(group)) {
+      case attention_kind::full: return 0;
+      case attention_kind::recurrent: return boundary - 1;
+      case attention_kind::sliding_window: break;
+    }
+    const std::size_t tokens = layout.block_tokens();
+    const std::size_t window = (layout.window_tokens(group) + tokens - 1) / tokens;
+    return boundary - std::min(boundary, window);
+  }
+};
+
+}  // namespace kvx::detail

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/types.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvx {
+
+/// A request's committed tokens and the running chain of its blocks' keys.
+///
+/// Made by `cache::make_sequence` and grown by `cache::extend`, so that chunked prefill and decode save
+/// increments without hashing again. Speculative tokens do not belong in it; what was appended too early
+/// is taken back with `truncate`.
+/// Thread  one at a time
+class sequence {
+ public:
+  sequence() = default;
+  sequence(const block_key& root, std::uint32_t block_tokens) : root_(root), block_tokens_(block_tokens) {}
+
+  /// Number of full blocks, each with a key.
+  [[nodiscard]] std::size_t blocks() const noexcept { return keys_.size(); }
+  [[nodiscard]] std::uint32_t block_tokens() const noexcept { return block_tokens_; }
+  [[nodiscard]] std::span<const token_id> tokens() const noexcept { return tokens_; }
+  [[nodiscard]] std::span<const token_id> tokens(std::size_t block) const noexcept {
+    return std::span<const token_id>(tokens_).subspan(block * block_tokens_, block_tokens_);
+  }
+  [[nodiscard]] const block_key& key(std::size_t block) const noexcept { return keys_[block]; }
+  [[nodiscard]] const block_key& parent(std::size_t block) const noexcept { return block == 0 ? root_ : keys_[block - 1]; }
+  [[nodiscard]] std::span<const block_key> keys() const noexcept { return keys_; }
+  [[nodiscard]] const block_key& root() const noexcept { return root_; }
+  /// Extra bytes of a block; empty for most.
+  [[nodiscard]] std::span<const std::byte> extra(std::size_t block) const noexcept {
+    for (const auto& [index, bytes] : extras_)
+      if (index == block) return bytes;
+    return {};
+  }
+
+  /// Forgets everything from token `count` on, e.g. rejected speculation.
+  void truncate(std::size_t count) {
+    if (count >= tokens_.size()) return;
+    tokens_.resize(count);
+    keys_.resize(count / block_tokens_);
+    std::erase_if(extras_, [this](const auto& extra) { return extra.first >= keys_.size(); });
+  }
+
+  /// Appends tokens whose full blocks `keys` continue the chain; for `cache::extend`.
+  void append(std::span<const token_id> tokens) { tokens_.insert(tokens_.end(), tokens.begin(), tokens.end()); }
+  void append_key(const block_key& key) { keys_.push_back(key); }
+  void set_extra(std::size_t block, std::span<const std::byte> bytes) {
+    extras_.emplace_back(block, std::vector<std::byte>(bytes.begin(), bytes.end()));
+  }
+
+ private:
+  block_key root_{};
+  std::uint32_t block_tokens_ = 0;
+  std::vector<token_id> tokens_;
+  std::vector<block_key> keys_;
+  std::vector<std::pair<std::size_t, std::vector<std::byte>>> extras_;
+};
+
+}  // namespace kvx

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/index.hpp>
+#include <kvx/types.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvx {
+
+/// The slots of one group in the arena, who uses them, and which to give up.
+///
+/// A slot is free, busy (being filled from storage or from the engine), or ready. Ready slots are in the
+/// policy; a slot with pins, a lease or cached children is never its victim.
+/// Shape   memory: a whole number of strides
+/// Thread  one caller at a time
+template <eviction_policy Policy>
+class memory_tier {
+ public:
+  memory_tier(std::span<std::byte> memory, std::size_t stride_bytes)
+      : base_(memory.data()), stride_(stride_bytes), slots_(memory.size() / stride_bytes), policy_(slots_.size()) {
+    free_.reserve(slots_.size());
+    for (std::size_t i = slots_.size(); i-- > 0;) free_.push_back(static_cast<slot_index>(i));
+  }
+
+  [[nodiscard]] std::size_t capacity() const noexcept { return slots_.size(); }
+  [[nodiscard]] std::size_t free_slots() const noexcept { return free_.size(); }
+  /// Slots with at least one pin.
+  [[nodiscard]] std::size_t pinned_slots() const noexcept { return pinned_; }
+
+  /// Header and payload of a slot.
+  [[nodiscard]] std::span<std::byte> bytes(slot_index slot) const noexcept { return {base_ + slot * stride_, stride_}; }
+  [[nodiscard]] node_id node_of(slot_index slot) const noexcept { return slots_[slot].node; }
+  [[nodiscard]] bool busy(slot_index slot) const noexcept { return slots_[slot].busy; }
+  [[nodiscard]] std::uint32_t pins(slot_index slot) const noexcept { return slots_[slot].pins; }
+
+  /// A free slot, made busy for a node; `no_slot` when there is none.
+  [[nodiscard]] slot_index take(node_id node) {
+    if (free_.empty()) return no_slot;
+    const slot_index slot = free_.back();
+    free_.pop_back();
+    slots_[slot] = {node, 0, true};
+    return slot;
+  }
+  void assign(slot_index slot, node_id node) noexcept { slots_[slot].node = node; }
+
+  /// Ends busy: the slots hold verified blocks and may be evicted from now on.
+  /// Shape   entries: tail first
+  void publish(std::span<const eviction_entry> entries) {
+    for (const eviction_entry& e : entries) slots_[e.slot].busy = false;
+    policy_.insert(entries);
+  }
+  void touch(std::span<const slot_index> slots) { policy_.touch(slots); }
+
+  /// Gives a slot back; one that was published leaves the policy.
+  void release(slot_index slot) {
+    if (!slots_[slot].busy) policy_.erase(slot);
+    free_slot(slot);
+  }
+
+  /// Evicts one slot for which `keep(slot)` is false and that has no pins, and returns it, still assigned to its
+  /// node and busy; release() or assign() it. `no_slot` when everything is in use.
+  template <class Keep>
+  [[nodiscard]] slot_index evict(Keep&& keep) {
+    const slot_index slot =
+        policy_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
+    if (slot != no_slot) slots_[slot].busy = true;
+    return slot;
+  }
+
+  void pin(slot_index slot) noexcept {
+    if (slots_[slot].pins++ == 0) ++pinned_;
+  }
+  void unpin(slot_index slot) noexcept {
+    if (--slots_[slot].pins == 0) --pinned_;
+  }
+
+ private:
+  struct slot_state {
+    node_id node = no_node;
+    std::uint32_t pins = 0;
+    bool busy = false;
+  };
+
+  void free_slot(slot_index slot) {
+    slots_[slot] = {};
+    free_.push_back(slot);
+  }
+
+  std::byte* base_;
+  std::size_t stride_;
+  std::vector<slot_state> slots_;
+  std::vector<slot_index> free_;
+  std::size_t pinned_ = 0;
+  Policy policy_;
+};
+
+}  // namespace kvx

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/index.hpp>
+#include <kvx/store/block_store.hpp>
+#include <kvx/types.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvx {
+
+/// The places of one group on storage, which block is where, and which of its own to give up.
+///
+/// Own slots are evicted by the policy; other writers' slots are only read and forgotten.
+/// Thread  one caller at a time, but for store()'s own rules
+template <eviction_policy Policy>
+class storage_tier {
+ public:
+  storage_tier(const store::store_options& options, const store::slot_identity& identity,
+               const store::slot_geometry& geometry)
+      : store_(options, identity, geometry), nodes_(store_.slot_count(), no_node), held_(store_.slot_count(), false),
+        policy_(store_.slot_count()) {}
+
+  [[nodiscard]] store::block_store& store() noexcept { return store_; }
+  [[nodiscard]] std::size_t capacity() const noexcept { return nodes_.size(); }
+  [[nodiscard]] std::size_t blocks() const noexcept { return blocks_; }
+  [[nodiscard]] node_id node_of(slot_index slot) const noexcept { return nodes_[slot]; }
+
+  /// Says that a node's block is at a place; own ones become evictable with publish().
+  void assign(slot_index slot, node_id node) noexcept {
+    if (nodes_[slot] == no_node) ++blocks_;
+    nodes_[slot] = node;
+  }
+  /// The block at a place is gone from the index; an own slot that was published leaves the policy.
+  void forget(slot_index slot) {
+    if (nodes_[slot] != no_node) --blocks_;
+    nodes_[slot] = no_node;
+    if (!held_[slot]) return;
+    held_[slot] = false;
+    policy_.erase(slot);
+  }
+
+  /// Shape   entries: own slots, tail first
+  void publish(std::span<const eviction_entry> entries) {
+    for (const eviction_entry& e : entries) held_[e.slot] = true;
+    policy_.insert(entries);
+  }
+  [[nodiscard]] bool published(slot_index slot) const noexcept { return held_[slot]; }
+  /// Shape   slots: published, tail first
+  void touch(std::span<const slot_index> slots) { policy_.touch(slots); }
+
+  /// The next own slot to give up, out of the policy already; forget() and free it. `no_slot`: none may go.
+  template <class Keep>
+  [[nodiscard]] slot_index evict(Keep&& keep) {
+    const slot_index slot = policy_.evict(keep);
+    if (slot != no_slot) held_[slot] = false;
+    return slot;
+  }
+
+  /// Whether the store may still claim extents; its keeper finds out.
+  [[nodiscard]] bool may_grow() const noexcept { return may_grow_; }
+  void may_grow(bool possible) noexcept { may_grow_ = possible; }
+  /// Places given back whose eviction the journal does not hold yet: they are free after its next flush.
+  [[nodiscard]] std::size_t freeing() const noexcept { return freeing_; }
+  void free(slot_index slot) {
+    store_.free(slot);
+    ++freeing_;
+  }
+  void flushed(std::size_t places) noexcept { freeing_ -= places; }
+
+  /// Bytes of bookkeeping per place, the policy's apart.
+  [[nodiscard]] std::size_t memory_bytes() const noexcept {
+    return nodes_.size() * sizeof(node_id) + held_.size() / 8;
+  }
+
+ private:
+  store::block_store store_;
+  std::vector<node_id> nodes_;
+  std::vector<bool> held_;
+  std::size_t blocks_ = 0;
+  std::size_t freeing_ = 0;
+  bool may_grow_ = true;
+  Policy policy_;
+};
+
+}  // namespace kvx

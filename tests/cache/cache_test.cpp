@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvx/kvx.hpp>
+
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "temporary_directory.hpp"
+#include "test_engine.hpp"
+
+using namespace std::chrono_literals;
+using kvx_test::pages_from;
+using kvx_test::test_engine;
+using kvx_test::tokens_of;
+
+namespace {
+
+kvx::options small_options(const std::string& root = {}) {
+  kvx::options o;
+  o.identity = {"test-model", "r1", "f32"};
+  o.memory_bytes = 4U << 20U;
+  o.root = root;
+  o.storage_bytes = 16U << 20U;
+  o.prompts_trusted = true;
+  return o;
+}
+
+/// An engine, a cache over it, and a prompt that was prefilled and saved.
+struct fixture {
+  explicit fixture(const kvx::options& with, std::uint64_t shard_seed = 0)
+      : engine({}, shard_seed), cache(with, engine.layout()) {}
+
+  kvx::sequence prefill(std::uint64_t seed, std::size_t tokens, const kvx::scope& where = {}) {
+    kvx::sequence chain = cache.make_sequence(tokens_of(seed, tokens), where);
+    for (std::size_t b = 0; b < chain.blocks(); ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+    return chain;
+  }
+  void save_all(const kvx::sequence& chain) {
+    const auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()));
+    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.outcome().ok());
+  }
+  /// Loads what a plan says into poisoned pages from 32 on; returns how many blocks arrived, all right.
+  std::size_t load_and_check(const kvx::plan& plan) {
+    for (kvx::block_id p = 32; p < 64; ++p) engine.poison(p);
+    const auto pre = cache.prefetch(plan);
+    REQUIRE(pre.wait_for(10s));
+    const std::size_t ready = pre.ready_blocks();
+    const auto ticket = cache.load(plan, pages_from(32, plan.blocks()));
+    for (std::size_t l = 0; l < engine.geometry().layers; ++l) REQUIRE(ticket.wait_layer(l, {}).ok());
+    ticket.wait();
+    REQUIRE(ticket.destination_released());
+    CHECK(ticket.loaded_blocks() == ready);
+    for (std::size_t b = 0; b < ticket.loaded_blocks(); ++b)
+      CHECK(engine.holds(static_cast<kvx::block_id>(32 + b), plan.keys[b]));
+    for (std::size_t b = ticket.loaded_blocks(); b < 32; ++b) CHECK(engine.poisoned(static_cast<kvx::block_id>(32 + b)));
+    return ticket.loaded_blocks();
+  }
+
+  test_engine engine;
+  kvx::host_cache<> cache;
+};
+
+}  // namespace
+
+TEST_CASE("what was saved is matched and loaded from memory") {
+  fixture f(small_options());
+  const kvx::sequence chain = f.prefill(1, 41);
+  CHECK(f.cache.match(chain.tokens()).empty());
+  f.save_all(chain);
+  const kvx::plan plan = f.cache.match(chain.tokens());
+  CHECK(plan.blocks() == 10);
+  CHECK(plan.where(0) == kvx::tier::memory);
+  CHECK(f.load_and_check(plan) == 10);
+}
+
+TEST_CASE("a match leaves at least one token to compute and stops where prompts part") {
+  fixture f(small_options());
+  const kvx::sequence chain = f.prefill(1, 40);
+  f.save_all(chain);
+  CHECK(f.cache.match(chain.tokens()).matched_tokens() == 36);
+  std::vector<kvx::token_id> longer(chain.tokens().begin(), chain.tokens().end());
+  longer.push_back(7);
+  CHECK(f.cache.match(longer).matched_tokens() == 40);
+  longer[13] += 1;
+  CHECK(f.cache.match(longer).matched_tokens() == 12);
+  CHECK(f.cache.match(std::vector<kvx::token_id>{}).empty());
+}
+
+TEST_CASE("a new cache on the same root loads from storage what another one saved") {
+  kvx_test::temporary_directory root;
+  std::vector<kvx::token_id> tokens;
+  {
+    fixture f(small_options(root.path()));
+    const kvx::sequence chain = f.prefill(1, 41);
+    f.save_all(chain);
+    tokens.assign(chain.tokens().begin(), chain.tokens().end());
+  }
+  fixture again(small_options(root.path()));
+  const kvx::plan plan = again.cache.match(tokens);
+  REQUIRE(plan.blocks() == 10);
+  CHECK(plan.where(3) == kvx::tier::storage);
+  CHECK(again.load_and_check(plan) == 10);
+  CHECK(again.cache.match(tokens).where(3) == kvx::tier::memory);
+}
+
+TEST_CASE("scopes, models and shards do not see each other's blocks") {
+  kvx_test::temporary_directory root;
+  fixture f(small_options(root.path()));
+  const kvx::scope alice{"", "alice"};
+  const kvx::sequence chain = f.prefill(1, 41, alice);
+  f.save_all(chain);
+  CHECK(f.cache.match(chain.tokens()).empty());
+  CHECK(f.cache.match(chain.tokens(), {"", "bob"}).empty());
+  CHECK(f.cache.match(chain.tokens(), {"alice", ""}).empty());
+  CHECK(f.cache.match(chain.tokens(), alice).blocks() == 10);
+
+  kvx::options other = small_options(root.path());
+  other.identity.revision = "r2";
+  CHECK(fixture(other).cache.match(chain.tokens(), alice).empty());
+  kvx::options rank = small_options(root.path());
+  rank.tensor_size = 2;
+  rank.tensor_rank = 1;
+  CHECK(fixture(rank).cache.match(chain.tokens(), alice).empty());
+}
+
+TEST_CASE("chunked saves continue the chain, and known blocks are not saved again") {
+  fixture f(small_options());
+  const std::vector<kvx::token_id> tokens = tokens_of(3, 64);
+  kvx::sequence chain = f.cache.make_sequence();
+  std::size_t saved = 0;
+  for (std::size_t at = 0; at < tokens.size(); at += 10) {
+    f.cache.extend(chain, std::span(tokens).subspan(at, std::min<std::size_t>(10, tokens.size() - at)));
+    for (std::size_t b = saved; b < chain.blocks(); ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+    const auto ticket = f.cache.save(chain, saved, pages_from(static_cast<kvx::block_id>(saved), chain.blocks() - saved));
+    CHECK(ticket.source_released());
+    REQUIRE(ticket.wait_stored(5s));
+    saved = chain.blocks();
+  }
+  CHECK(chain.keys().size() == 16);
+  const kvx::sequence whole = f.cache.make_sequence(tokens);
+  CHECK(std::equal(whole.keys().begin(), whole.keys().end(), chain.keys().begin()));
+  const auto before = f.cache.stats().memory.stored;
+  f.save_all(chain);
+  CHECK(f.cache.stats().memory.stored == before);
+}
+
+TEST_CASE("extras are part of a block's meaning") {
+  fixture f(small_options());
+  const std::string image = "digest of an image";
+  const kvx::block_extra extra{1, std::as_bytes(std::span(image))};
+  const std::vector<kvx::token_id> tokens = tokens_of(5, 21);
+  const kvx::sequence chain = f.cache.make_sequence(tokens, {}, {&extra, 1});
+  for (std::size_t b = 0; b < chain.blocks(); ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+  f.save_all(chain);
+  CHECK(f.cache.match(tokens).blocks() == 1);
+  CHECK(f.cache.match(tokens, {}, {&extra, 1}).blocks() == 5);
+}
+
+TEST_CASE("memory is bounded: old prompts go, prefixes outlive suffixes, storage still has them") {
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  o.memory_bytes = 256U << 10U;
+  o.lease = 1ms;
+  fixture f(o);
+  const std::size_t fits = f.cache.memory_blocks();
+  std::vector<kvx::sequence> prompts;
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    prompts.push_back(f.prefill(seed, 41));
+    f.save_all(prompts.back());
+  }
+  REQUIRE(fits < 80);
+  CHECK(f.cache.stats().memory.blocks <= fits);
+  CHECK(f.cache.stats().memory.evicted > 0);
+  for (const kvx::sequence& chain : prompts) {
+    const kvx::plan plan = f.cache.match(chain.tokens());
+    REQUIRE(plan.blocks() == 10);
+    bool left_memory = false;
+    for (std::size_t b = 0; b < plan.blocks(); ++b) {
+      left_memory |= plan.where(b) != kvx::tier::memory;
+      CHECK((plan.where(b) == kvx::tier::memory) == !left_memory);
+    }
+    // Half of the memory may be pinned by one prefetch.
+    CHECK(f.load_and_check(plan) >= std::min<std::size_t>(10, fits / 2));
+  }
+}
+
+TEST_CASE("storage is bounded: the cap holds, evicted blocks are misses, nothing is wrong") {
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  o.storage_bytes = 2U << 20U;
+  o.extent_bytes = 512U << 10U;
+  o.memory_bytes = 256U << 10U;
+  o.lease = 1ms;
+  fixture f(o);
+  std::vector<kvx::sequence> prompts;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    prompts.push_back(f.prefill(seed, 41));
+    const auto ticket = f.cache.save(prompts.back(), 0, pages_from(0, prompts.back().blocks()));
+    REQUIRE(ticket.wait_stored(10s));
+  }
+  const auto stats = f.cache.stats();
+  CHECK(stats.storage.evicted > 0);
+  CHECK(stats.storage.blocks <= stats.storage.capacity);
+  std::size_t hits = 0;
+  for (const kvx::sequence& chain : prompts) hits += f.load_and_check(f.cache.match(chain.tokens()));
+  CHECK(hits > 0);
+  CHECK(hits < 400);
+}
+
+TEST_CASE("erased blocks are misses in every tier") {
+  kvx_test::temporary_directory root;
+  fixture f(small_options(root.path()));
+  const kvx::sequence chain = f.prefill(1, 41);
+  f.save_all(chain);
+  REQUIRE(f.cache.drain(5s));
+  CHECK(f.cache.erase(chain.keys().subspan(4)) == 6);
+  CHECK(f.cache.match(chain.tokens()).blocks() == 4);
+  f.save_all(chain);
+  CHECK(f.cache.match(chain.tokens()).blocks() == 10);
+}
+
+TEST_CASE("a plan travels between processes as bytes") {
+  fixture f(small_options());
+  const kvx::sequence chain = f.prefill(1, 41);
+  f.save_all(chain);
+  kvx::plan plan = f.cache.match(chain.tokens());
+  plan.truncate(7);
+  const std::vector<std::byte> bytes = plan.serialize();
+  const auto back = kvx::plan::deserialize(bytes);
+  REQUIRE(back.ok());
+  CHECK(back->keys == plan.keys);
+  CHECK(back->tokens == plan.tokens);
+  CHECK(f.load_and_check(*back) == 7);
+  for (std::size_t cut = 0; cut < bytes.size(); ++cut)
+    CHECK_FALSE(kvx::plan::deserialize(std::span(bytes).first(cut)).ok());
+}
+
+TEST_CASE("bad arguments are refused and change nothing") {
+  fixture f(small_options());
+  const kvx::sequence chain = f.prefill(1, 41);
+  CHECK(f.cache.save(chain, 0, pages_from(0, 11)).outcome() == kvx::status{kvx::errc::bad_argument});
+  CHECK(f.cache.save(chain, 11, pages_from(0, 0)).outcome() == kvx::status{kvx::errc::bad_argument});
+  CHECK(f.cache.save(kvx::sequence{}, 0, pages_from(0, 0)).outcome() == kvx::status{kvx::errc::bad_argument});
+  const auto beyond = f.cache.save(chain, 0, pages_from(60, 10));
+  REQUIRE(beyond.wait_stored(1s));
+  CHECK_FALSE(beyond.outcome().ok());
+  CHECK(f.cache.match(chain.tokens()).empty());
+  f.save_all(chain);
+  const kvx::plan plan = f.cache.match(chain.tokens());
+  const auto wrong = f.cache.load(plan, pages_from(60, 10));
+  CHECK(wrong.outcome().code() == kvx::errc::bad_argument);
+  CHECK(wrong.loaded_blocks() == 0);
+  CHECK(f.cache.load(plan, pages_from(0, 11)).outcome().code() == kvx::errc::bad_argument);
+}
+
+TEST_CASE("a weak hasher on shared storage or with tenants is refused unless prompts are trusted") {
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  o.prompts_trusted = false;
+  test_engine engine({});
+  CHECK_THROWS_AS(kvx::host_cache<>(o, engine.layout()), kvx::error);
+  o.root.clear();
+  kvx::host_cache<> cache(o, engine.layout());
+  CHECK_FALSE(cache.root({"", "tenant"}).ok());
+  CHECK(cache.root({"adapter", ""}).ok());
+}
+
+TEST_CASE("finished tickets can be polled") {
+  fixture f(small_options());
+  const kvx::sequence chain = f.prefill(1, 41);
+  const auto saved = f.cache.save(chain, 0, pages_from(0, 10));
+  REQUIRE(saved.wait_stored(5s));
+  const kvx::plan plan = f.cache.match(chain.tokens());
+  const auto pre = f.cache.prefetch(plan);
+  const auto loaded = f.cache.load(plan, pages_from(32, 10));
+  std::vector<kvx::completion> done(8);
+  done.resize(f.cache.poll(done));
+  REQUIRE(done.size() == 3);
+  CHECK(done[0].ticket == saved.id());
+  CHECK(done[1].ticket == pre.id());
+  CHECK(done[2].ticket == loaded.id());
+}
+
+TEST_CASE("what loads slower than it computes is left out of the plan") {
+  kvx_test::temporary_directory root;
+  std::vector<kvx::token_id> tokens;
+  {
+    fixture f(small_options(root.path()));
+    const kvx::sequence chain = f.prefill(1, 41);
+    f.save_all(chain);
+    tokens.assign(chain.tokens().begin(), chain.tokens().end());
+  }
+  kvx::options o = small_options(root.path());
+  o.prefill = kvx::prefill_cost{1e-12, 0};
+  fixture f(o);
+  CHECK(f.cache.match(tokens).blocks() == 10);  // nothing is known of storage yet
+}
