@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/detail/slot_lists.hpp>
+#include <kvx/types.hpp>
+
+#include <cstddef>
+#include <span>
+
+namespace kvx {
+
+/// Gives up the slot that was inserted first, however often it was used since.
+///
+/// For media that are best overwritten in order, and as the baseline of the others. Pinned slots keep their
+/// place: they are set aside in order, and go first once they are free.
+/// Thread  one caller at a time
+/// Cost    O(1) per slot, 8 bytes per slot; evict: amortised O(1) while a slot that is not set aside may be evicted
+class fifo {
+  public:
+    explicit fifo(std::size_t slots) : queue_(slots) {}
+
+    void insert(std::span<const eviction_entry> entries) noexcept {
+        for (const eviction_entry& entry : entries) queue_.insert(entry.slot);
+    }
+    void touch(std::span<const slot_index>) const noexcept {}
+    void erase(slot_index slot) noexcept { queue_.erase(slot); }
+
+    template <class Pinned>
+    [[nodiscard]] slot_index evict(Pinned&& pinned) {
+        return queue_.evict(pinned);
+    }
+    [[nodiscard]] std::size_t size() const noexcept { return queue_.size(); }
+
+  private:
+    detail::parking_queue queue_;
+};
+
+static_assert(eviction_policy<fifo>);
+
+}  // namespace kvx
