@@ -4,28 +4,26 @@
 #include <kvx/result.hpp>
 #include <kvx/store/extents.hpp>
 #include <kvx/store/heartbeat.hpp>
-#include <kvx/store/journal_reader.hpp>
-#include <kvx/store/journal_writer.hpp>
 #include <kvx/store/peers.hpp>
-#include <kvx/store/rebuild.hpp>
 #include <kvx/store/root.hpp>
 #include <kvx/store/slab.hpp>
+#include <kvx/store/slab_access.hpp>
 #include <kvx/store/slot_format.hpp>
 #include <kvx/store/slot_geometry.hpp>
 #include <kvx/store/slot_table.hpp>
 #include <kvx/store/store_options.hpp>
+#include <kvx/store/store_sizes.hpp>
 #include <kvx/store/writer.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -47,8 +45,8 @@ struct recovered_block {
 /// Many stores share one root: threads, processes, machines; each is a writer of its own with its own extents and
 /// journal. What a former or other writer left is read (`own` is false), never written, and reclaimed extent by extent
 /// once that writer is dead. No lock is taken; mkdir claims an extent, and only exact names of dead writers are
-/// removed. Thread  the quick calls: any, concurrently. Those marked background do metadata I/O: one thread at a time
-/// for all
+/// removed.
+/// Thread  the quick calls: any, concurrently. Those marked background do metadata I/O: one thread at a time for all
 ///         of them, while others make quick calls
 /// Errors  I/O errors are returned and leave the store usable; nothing is retried behind the caller's back
 class block_store {
@@ -69,18 +67,10 @@ class block_store {
         geometry_(geometry),
         root_(options_, geometry_),
         description_(describe(identity_, geometry_, root_.facts())),
-        slots_per_extent_(slots_in(root_.facts().extent_bytes, geometry_)),
-        table_(count_extents(), slots_per_extent_, geometry_.stride),
-        peers_(options_.dead_after) {
-    if (options_.digest_bytes < 16 || options_.digest_bytes > 32) {
-      throw error(errc::bad_argument, "store_options::digest_bytes is " + std::to_string(options_.digest_bytes) +
-                                          "; give the hasher's digest size, 16 to 32");
-    }
-    if (options_.dead_after <= std::chrono::milliseconds{0}) {
-      throw error(errc::bad_argument, "store_options::dead_after must be above 0");
-    }
-    segment_bytes_ = choose_segment_bytes(options_);
-  }
+        sizes_(store_sizes::make(options_, geometry_, root_.facts())),
+        access_{root_, identity_, geometry_, description_, sizes_, options_.digest_bytes, options_.direct},
+        table_(sizes_.extent_count, sizes_.slots_per_extent, geometry_.stride),
+        peers_(options_.dead_after) {}
 
   /// Says that this writer writes no more, so that others need not wait for its death. No slot I/O may be under way.
   ~block_store() {
@@ -100,11 +90,10 @@ class block_store {
   status recover(F&& on_block) {
     if (const status failure = peers_.scan(root_.extents(), root_.writers(), last_now_); !failure) return failure;
     peers_.look(root_.writers(), {}, last_now_);
-    std::vector<foreign_writer> found = open_foreign_slabs();
-    for (const foreign_writer& from : found) {
-      recover_writer(from, [&](const block_key& key, const block_key& parent, std::uint64_t slot) {
-        const auto where = static_cast<slot_index>(slot);
-        if (table_.writer_of(where) == from.writer) on_block(recovered_block{key, parent, where, false});
+    const auto announce_open = [this](int file) { announce(file, true); };
+    for (const foreign_writer& from : open_foreign_slabs(access_, peers_, table_, epoch_, announce_open)) {
+      recover_writer(access_, from, table_, [&](const block_key& key, const block_key& parent, slot_index where) {
+        on_block(recovered_block{key, parent, where, false});
       });
     }
     return {};
@@ -112,10 +101,10 @@ class block_store {
 
   /// Locations are below this.
   [[nodiscard]] std::size_t slot_count() const noexcept { return table_.slot_count(); }
-  [[nodiscard]] std::size_t slots_per_extent() const noexcept { return slots_per_extent_; }
+  [[nodiscard]] std::size_t slots_per_extent() const noexcept { return sizes_.slots_per_extent; }
   /// Own slots that allocate() can hand out right now.
   [[nodiscard]] std::size_t free_slots() const { return table_.free_slots(); }
-  [[nodiscard]] std::size_t own_slots() const { return table_.own_extents() * slots_per_extent_; }
+  [[nodiscard]] std::size_t own_slots() const { return table_.own_extents() * sizes_.slots_per_extent; }
 
   /// Takes the own slot that has been free longest. Quick.
   /// Errors  no_space: none is free; flush_journal(), grow() or an eviction may change that
@@ -174,14 +163,15 @@ class block_store {
   /// that live are never touched. Background; deaths are found by maintain().
   /// Errors  miss: there is none to be had; io_failed: errno of the system
   result<reclaimed> reclaim_dead() {
-    for (const candidate& each : candidates()) {
-      auto removed = remove_extent(each);
-      if (!removed) return removed.status();
-      if (!*removed) continue;
+    status outcome = errc::miss;
+    for (const reclaim_candidate& each : reclaim_candidates(peers_, table_)) {
+      const auto removed = remove_extent(access_, peers_, each);
+      if (!removed) outcome = removed.status();
+      if (!removed || !*removed) continue;
       remove_leftovers_of(each.writers);
-      if (each.number < table_.extent_count()) return retire(each.number);
+      if (each.number < table_.extent_count()) return retire(static_cast<std::size_t>(each.number));
     }
-    return errc::miss;
+    return outcome;
   }
 
   /// The next stretch of locations that others have taken from this store, as reclaim_dead() returns them: own ones
@@ -191,12 +181,12 @@ class block_store {
   result<slot_range> take_lost() {
     const std::optional<std::size_t> extent = table_.take_lost();
     if (!extent) return errc::miss;
-    return slot_range{*extent * slots_per_extent_, slots_per_extent_};
+    return range_of(*extent);
   }
 
   /// Says that nothing refers to these locations any more and no I/O on them is under way: their file is closed, and
   /// grow() may use their numbers. Background.
-  void release(const slot_range& range) { announce_closed(table_.release(range.first / slots_per_extent_)); }
+  void release(const slot_range& range) { announce_closed(table_.release(range.first / sizes_.slots_per_extent)); }
 
   /// Shows that this writer lives, watches whether others do, notices what was lost, compacts the journal when due.
   /// Background, about every second and at least four times per dead_after.
@@ -241,10 +231,7 @@ class block_store {
   /// geometry hold extents or live.
   /// Units   bytes; a directory, and a file's map of extents, count as a page each
   [[nodiscard]] std::uint64_t metadata_allowance_bytes(std::size_t writers) const noexcept {
-    const journal_limits limits{segment_bytes_, checkpoint_bytes(table_.slot_count(), options_.digest_bytes)};
-    const std::uint64_t for_root = 6 * page_bytes;
-    const std::uint64_t for_extents = table_.extent_count() * 2 * page_bytes;
-    return for_root + for_extents + writers * (limits.most() + heartbeat_bytes + 4 * page_bytes);
+    return sizes_.metadata_allowance_bytes(writers);
   }
 
   [[nodiscard]] const slot_geometry& geometry() const noexcept { return geometry_; }
@@ -254,55 +241,9 @@ class block_store {
   [[nodiscard]] int directory() const noexcept { return root_.directory(); }
 
  private:
-  struct foreign_writer {
-    writer_id writer;
-    std::uint64_t epoch = 0;
-    std::vector<std::uint64_t> extents;
-  };
-  struct candidate {
-    std::uint64_t number = 0;
-    std::vector<writer_id> writers;  // none: an abandoned, empty extent
-    int rank = 0;                    // abandoned, predecessors', others'
-    std::uint64_t epoch = 0;
-  };
-
-  [[nodiscard]] static std::size_t slots_in(std::uint64_t extent_bytes, const slot_geometry& geometry) noexcept {
-    return static_cast<std::size_t>((extent_bytes - superblock_bytes) / geometry.stride);
-  }
-  [[nodiscard]] std::size_t count_extents() const {
-    const std::uint64_t extents = options_.capacity_bytes / root_.facts().extent_bytes;
-    if (extents > (no_slot - 1) / slots_per_extent_) {
-      throw error(errc::bad_argument, "store_options::capacity_bytes of " + std::to_string(options_.capacity_bytes) +
-                                          " gives more than 2^32 slots; lower it, or store larger blocks");
-    }
-    return static_cast<std::size_t>(extents);
-  }
-  [[nodiscard]] static std::uint64_t choose_segment_bytes(const store_options& options) {
-    constexpr std::uint64_t least = 4 * frame_bytes;
-    constexpr std::uint64_t usual_least = std::uint64_t{64} << 10U;
-    constexpr std::uint64_t usual_most = std::uint64_t{1} << 20U;
-    if (options.journal_segment_bytes == 0) {
-      return std::clamp(options.capacity_bytes / 1024 / frame_bytes * frame_bytes, usual_least, usual_most);
-    }
-    if (options.journal_segment_bytes < least || options.journal_segment_bytes > most_segment_bytes ||
-        options.journal_segment_bytes % frame_bytes != 0) {
-      throw error(errc::bad_argument, "store_options::journal_segment_bytes is " +
-                                          std::to_string(options.journal_segment_bytes) + "; give a multiple of " +
-                                          std::to_string(frame_bytes) + " from " + std::to_string(least) + " to " +
-                                          std::to_string(most_segment_bytes));
-    }
-    return options.journal_segment_bytes;
-  }
-
-  [[nodiscard]] std::uint64_t slab_bytes() const noexcept {
-    return superblock_bytes + slots_per_extent_ * static_cast<std::uint64_t>(geometry_.stride);
-  }
-  [[nodiscard]] detail::file_mode mode() const noexcept {
-    return options_.direct ? detail::file_mode::direct : detail::file_mode::buffered;
-  }
   [[nodiscard]] writer_id own_id() const noexcept { return writer_ ? writer_->id() : writer_id{}; }
-  [[nodiscard]] journal_scope scope_of(const writer_id& writer) const {
-    return {writer, description_, options_.digest_bytes, table_.slot_count()};
+  [[nodiscard]] slot_range range_of(std::size_t extent) const noexcept {
+    return {extent * sizes_.slots_per_extent, sizes_.slots_per_extent};
   }
 
   void announce(int file, bool open) const {
@@ -312,70 +253,11 @@ class block_store {
     if (file) announce(file.fd(), false);
   }
 
-  // Reading what is there.
-
-  [[nodiscard]] result<slab_verdict> open_slab(std::uint64_t extent, const writer_id& writer, slab_facts& facts,
-                                               detail::opened_file& out) const {
-    const auto directory = detail::open_directory(root_.extents(), std::to_string(extent).c_str());
-    if (!directory) return directory.status();
-    auto opened = detail::open_file(directory->fd(), slab_name(writer).c_str(), detail::file_access::read, mode());
-    if (!opened) return opened.status();
-    out = std::move(*opened);
-    return read_superblock(out, description_, slab_bytes(), writer, extent, facts);
-  }
-
-  [[nodiscard]] std::vector<foreign_writer> open_foreign_slabs() {
-    std::vector<foreign_writer> found;
-    for (const extent_sight& sight : peers_.extents()) {
-      for (const writer_id& writer : sight.slabs) {
-        slab_facts facts;
-        detail::opened_file slab;
-        const auto verdict = open_slab(sight.number, writer, facts, slab);
-        if (!verdict || (*verdict != slab_verdict::ok && *verdict != slab_verdict::other_store)) continue;
-        epoch_ = std::max(epoch_, facts.epoch);
-        if (*verdict != slab_verdict::ok || sight.number >= table_.extent_count()) continue;
-        const int fd = slab.handle.fd();
-        if (!table_.add_foreign(static_cast<std::size_t>(sight.number), writer, facts.epoch, std::move(slab.handle))) {
-          continue;
-        }
-        announce(fd, true);
-        auto known = std::find_if(found.begin(), found.end(), [&](const auto& each) { return each.writer == writer; });
-        if (known == found.end()) known = found.insert(found.end(), foreign_writer{writer, facts.epoch, {}});
-        known->extents.push_back(sight.number);
-      }
-    }
-    // Epochs order openings one after the other; writers of one time come in the order of their ids.
-    std::sort(found.begin(), found.end(),
-              [](const auto& a, const auto& b) { return std::pair(a.epoch, a.writer) < std::pair(b.epoch, b.writer); });
-    return found;
-  }
-
-  template <class Sink>
-  void recover_writer(const foreign_writer& from, Sink&& sink) const {
-    if (const auto directory = detail::open_directory(root_.writers(), to_name(from.writer).c_str())) {
-      const auto image = journal_image::load(directory->fd(), scope_of(from.writer));
-      if (image.complete()) {
-        image.for_each_live([&](const journal_record& record) { sink(record.key, record.parent, record.slot); });
-        return;
-      }
-    }
-    std::vector<slab_to_rebuild> slabs;
-    for (const std::uint64_t extent : from.extents) {
-      const auto first = static_cast<slot_index>(extent * slots_per_extent_);
-      if (const auto place = table_.place_for_read(first)) {
-        slabs.push_back({place->file, from.writer, first, slots_per_extent_});
-      }
-    }
-    for (const rebuilt_slot& slot : rebuild_from_headers(slabs, geometry_, identity_)) {
-      sink(slot.key, slot.parent, slot.slot_number);
-    }
-  }
-
   // Being a writer.
 
   status ensure_writer() {
     if (writer_) return {};
-    auto made = store::writer::make(root_.writers(), scope_of({}), epoch_ + 1, segment_bytes_);
+    auto made = store::writer::make(root_.writers(), access_.scope_of({}), epoch_ + 1, sizes_.journal.segment);
     if (!made) return made.status();
     ++epoch_;
     writer_.emplace(std::move(*made));
@@ -394,9 +276,9 @@ class block_store {
   result<std::size_t> claim_next() {
     for (std::size_t number = 0; number < table_.extent_count(); ++number) {
       if (table_.is_used(number) || peers_.find(number) != nullptr) continue;
-      auto slab =
-          claim_extent(root_.extents(),
-                       {slab_bytes(), options_.direct, options_.preallocate, {own_id(), number, epoch_}}, description_);
+      auto slab = claim_extent(root_.extents(),
+                               {sizes_.slab_bytes, options_.direct, options_.preallocate, {own_id(), number, epoch_}},
+                               description_);
       if (!slab && slab.status().code() == errc::miss) continue;
       if (!slab) return slab.status();
       const auto visible = see_heartbeat(root_.writers(), own_id());
@@ -407,10 +289,11 @@ class block_store {
       const int fd = slab->handle.fd();
       table_.add_own(number, own_id(), std::move(slab->handle));
       announce(fd, true);
-      return slots_per_extent_;
+      return sizes_.slots_per_extent;
     }
     return errc::no_space;
   }
+
   status keep_alive(bool stood_still, steady_time now) {
     if (!writer_) return {};
     const auto visible = see_heartbeat(root_.writers(), own_id());
@@ -456,51 +339,9 @@ class block_store {
     }
   }
 
-  [[nodiscard]] std::vector<candidate> candidates() const {
-    std::vector<candidate> out;
-    for (const extent_sight& sight : peers_.extents()) {
-      if (sight.foreign_names) continue;
-      if (sight.slabs.empty()) {
-        if (peers_.is_abandoned(sight.number)) out.push_back({sight.number, {}, 0, 0});
-        continue;
-      }
-      const bool dead =
-          std::all_of(sight.slabs.begin(), sight.slabs.end(), [&](const auto& w) { return peers_.is_dead(w); });
-      if (!dead) continue;
-      const auto epoch = table_.foreign_epoch(static_cast<std::size_t>(sight.number));
-      out.push_back({sight.number, sight.slabs, epoch ? 1 : 2, epoch.value_or(0)});
-    }
-    std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) {
-      return std::pair(a.rank, a.epoch) < std::pair(b.rank, b.epoch);
-    });
-    return out;
-  }
-
-  // False when it is not to be had after all.
-  [[nodiscard]] result<bool> remove_extent(const candidate& from) {
-    for (const writer_id& writer : from.writers) {
-      slab_facts facts;
-      detail::opened_file slab;
-      const auto verdict = open_slab(from.number, writer, facts, slab);
-      if (!verdict && !is_gone(verdict.status())) return verdict.status();
-      if (verdict && *verdict == slab_verdict::other_format) return false;
-      if (!peers_.still_dead(root_.writers(), writer)) return false;
-      const status removed = give_back_extent(root_.extents(), from.number, writer);
-      if (!removed && removed.os_error() != ENOTEMPTY && removed.os_error() != EEXIST) return removed;
-    }
-    if (from.writers.empty()) {
-      const status removed = remove_directory(root_.extents(), std::to_string(from.number).c_str());
-      if (!removed && removed.os_error() != ENOTEMPTY && removed.os_error() != EEXIST) return removed;
-    }
-    const auto left = see_extent(root_.extents(), from.number);
-    peers_.forget_extent(from.number);
-    // Whoever has claimed it meanwhile keeps it; the next scan sees that.
-    return !left && is_gone(left.status());
-  }
-
-  [[nodiscard]] slot_range retire(std::uint64_t number) {
-    table_.retire(static_cast<std::size_t>(number));
-    return {static_cast<std::size_t>(number) * slots_per_extent_, slots_per_extent_};
+  [[nodiscard]] slot_range retire(std::size_t extent) {
+    table_.retire(extent);
+    return range_of(extent);
   }
 
   void remove_leftovers_of(std::span<const writer_id> writers) {
@@ -518,8 +359,8 @@ class block_store {
 
   // What a larger cap of an earlier time left beyond this one.
   void remove_beyond_cap() {
-    for (const candidate& each : candidates()) {
-      if (each.number >= table_.extent_count()) (void)remove_extent(each);
+    for (const reclaim_candidate& each : reclaim_candidates(peers_, table_)) {
+      if (each.number >= table_.extent_count()) (void)remove_extent(access_, peers_, each);
     }
   }
 
@@ -528,9 +369,9 @@ class block_store {
   const slot_geometry geometry_;
   const store::root root_;
   const store_description description_;
-  const std::size_t slots_per_extent_;
+  const store_sizes sizes_;
+  const slab_access access_;
   slot_table table_;
-  std::uint64_t segment_bytes_ = 0;
   file_callback callback_;
 
   // Background only.

@@ -130,6 +130,7 @@ inline constexpr std::size_t writer_at = 176;
 inline constexpr std::size_t mac_at = 192;
 inline constexpr std::size_t mac_bytes = 32;
 inline constexpr std::size_t counts_at = 224;
+inline constexpr std::size_t reserved_at = 236;
 
 inline void put_shard(detail::le_writer& out, const kvx::shard& where) noexcept {
   out.put(where.group).put(where.tensor_rank).put(where.tensor_size).put(where.pipeline_rank);
@@ -244,7 +245,9 @@ inline slot_verdict parse_header(std::span<const std::byte> header, const slot_g
   const auto flags = in.get<std::uint32_t>();
   const auto token_count = in.get<std::uint32_t>();
   const auto extra_bytes = in.get<std::uint32_t>();
-  if ((flags & ~flag_tokens) != 0 || !detail::all_zero(header.subspan(mac_at, mac_bytes))) {
+  const auto reserved = header.subspan(reserved_at, slot_geometry::fixed_header_bytes - reserved_at);
+  if ((flags & ~flag_tokens) != 0 || !detail::all_zero(header.subspan(mac_at, mac_bytes)) ||
+      !detail::all_zero(reserved)) {
     return slot_verdict::other_format;
   }
   if (hash_id != identity.hash_id || key_from(header, identity_at) != identity.identity_digest) {
