@@ -3,7 +3,6 @@
 
 #include <kvx/concepts/io.hpp>
 #include <kvx/detail/aligned_buffer.hpp>
-#include <kvx/detail/io_archetype.hpp>
 #include <kvx/detail/io_fault_control.hpp>
 #include <kvx/detail/io_thread.hpp>
 #include <kvx/result.hpp>
@@ -359,6 +358,6 @@ class fault {
   std::thread clerk_;
 };
 
-static_assert(io_backend<fault<detail::io_archetype>>);
+static_assert(io_backend<fault<archetype::io>>);
 
 }  // namespace kvx
