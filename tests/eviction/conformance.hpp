@@ -138,9 +138,11 @@ std::vector<kvx::slot_index> run_randomly(std::uint32_t seed, std::size_t slots,
             case 4:
                 if (const kvx::slot_index slot = any(); policy.held(slot)) policy.erase(slot);
                 break;
-            case 5:
-                policy.pin(any(), random() % 3 != 0);
+            case 5: {
+                const kvx::slot_index slot = any();
+                policy.pin(slot, random() % 3 != 0);
                 break;
+            }
             default:
                 evicted.push_back(policy.evict());
                 break;

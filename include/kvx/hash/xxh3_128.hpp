@@ -23,7 +23,7 @@ namespace kvx {
 /// share a store, take `sha256`.
 /// Shape   16 bytes, canonical (big-endian) order, seed 0
 /// Thread  any, concurrently
-/// Cost    about 10 ns for 100 bytes, 30 GB/s for long inputs in cache
+/// Cost    about 7 ns for 96 bytes, 17 GB/s for long inputs in cache (SSE2)
 /// Source  xxhash.h, XXH3_128bits and XXH128_canonicalFromHash
 struct xxh3_128 {
     using digest_type = digest<16>;
