@@ -15,6 +15,7 @@
 #include <kvx/io/memory.hpp>
 #include <kvx/io/posix.hpp>
 #include <kvx/layout.hpp>
+#include <kvx/load_race.hpp>
 #include <kvx/metrics/counters.hpp>
 #include <kvx/metrics/prometheus.hpp>
 #include <kvx/options.hpp>

@@ -185,6 +185,8 @@ class prefetch_ticket {
     while (prefix_ < state_->entries() && state_->outcome(prefix_) == errc::ok) ++prefix_;
     return prefix_ == state_->entries() ? state_->blocks : state_->wanted[prefix_].block;
   }
+  /// Blocks of the plan.
+  [[nodiscard]] std::size_t planned_blocks() const noexcept { return state_ ? state_->blocks : 0; }
   /// `ok` when ready, the reason when it will not be, nothing while it is under way.
   [[nodiscard]] std::optional<errc> outcome(std::size_t block, std::size_t group = 0) const noexcept {
     if (!state_ || block < state_->first) return errc::ok;

@@ -206,9 +206,12 @@ class fetcher {
     return true;
   }
 
-  // Enough to keep the backend busy, little enough that a cancelled prefetch soon lets storage go.
+  // Enough to keep the backend busy, little enough that a cancelled prefetch soon lets storage go. It starts small:
+  // where many reads share a slow link, the first would be as late as the last, and nobody could tell how slow it is.
   [[nodiscard]] std::uint64_t window_bytes() const noexcept {
-    return std::min<std::uint64_t>(state_.io_window_bytes(), 2 * state_.opts.io.in_flight_bytes);
+    constexpr std::uint64_t first_window = 4U << 20U;
+    return std::min({state_.io_window_bytes(), std::uint64_t{2} * state_.opts.io.in_flight_bytes,
+                     first_window + bytes_since_idle_});
   }
 
   void finish(read* finished, const io_result& outcome) noexcept {
@@ -239,6 +242,7 @@ class fetcher {
       --state_.reads_under_way;
       state_.read_bytes_under_way -= g.geometry.stride;
       state_.metrics.storage.in_flight_read_bytes.sub(g.geometry.stride);
+      bytes_since_idle_ = state_.reads_under_way == 0 ? 0 : bytes_since_idle_ + g.geometry.stride;
       state_.storage_reads.finish(outcome.error == 0 ? g.geometry.stride : 0, came);
       state_.last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
       settle(*r, outcome, verdict, now);
@@ -307,6 +311,7 @@ class fetcher {
   std::deque<slot_waiter> queue_;
   std::vector<std::shared_ptr<prefetch_state>> active_;
   std::vector<read*> reads_;
+  std::uint64_t bytes_since_idle_ = 0;
 };
 
 }  // namespace kvx::detail

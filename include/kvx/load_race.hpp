@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/options.hpp>
+#include <kvx/tickets.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <optional>
+
+namespace kvx {
+
+/// Decides, while a prefetch runs, whether waiting for it still beats computing.
+///
+/// Storage that was fast yesterday may crawl today, and a fresh process knows nothing of it: so the engine
+/// asks again as blocks arrive. Before the first one it waits `patience` (a share of the whole prefill); after
+/// it, as long as the projected end of the load plus the prefill of what it does not cover is earlier than
+/// computing what is missing now. A prefetch that loses should be cancelled.
+///
+///     kvx::load_race race{pre, cost, prompt.size(), cache.block_tokens()};
+///     while (race.worth_waiting()) pre.wait_ready(pre.ready_blocks() + 1, race.look_again());
+///     if (!pre.done()) pre.cancel();
+///     // load pre.ready_blocks() blocks, compute the rest
+///
+/// Thread  one, that of the ticket
+/// Cost    a few loads
+class load_race {
+ public:
+  using clock = std::chrono::steady_clock;
+
+  /// What waiting in vain may cost: 1 % of the prefill.
+  static constexpr double default_patience = 0.01;
+
+  load_race(const prefetch_ticket& ticket, const prefill_cost& cost, std::size_t prompt_tokens,
+            std::uint32_t block_tokens, double patience = default_patience) noexcept
+      : ticket_(ticket),
+        cost_(cost),
+        prompt_tokens_(prompt_tokens),
+        block_tokens_(block_tokens),
+        patience_seconds_(patience * cost.seconds(0, prompt_tokens)) {}
+
+  [[nodiscard]] bool worth_waiting() const noexcept {
+    if (ticket_.done()) return false;
+    const auto remaining = ticket_.projected_remaining();
+    if (!remaining) return std::chrono::duration<double>(clock::now() - started_).count() < patience_seconds_;
+    const double loading = remaining->count() + compute_seconds(ticket_.planned_blocks());
+    return loading < compute_seconds(ticket_.ready_blocks());
+  }
+
+  /// How long to wait before asking again.
+  [[nodiscard]] std::chrono::nanoseconds look_again() const noexcept {
+    constexpr double least_seconds = 50e-6;
+    constexpr double most_seconds = 5e-3;
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::duration<double>(std::clamp(patience_seconds_ / 4, least_seconds, most_seconds)));
+  }
+
+ private:
+  // What is left to compute when the first `blocks` are there.
+  [[nodiscard]] double compute_seconds(std::size_t blocks) const noexcept {
+    const std::size_t past = std::min(blocks * block_tokens_, prompt_tokens_);
+    return cost_.seconds(past, prompt_tokens_ - past);
+  }
+
+  const prefetch_ticket& ticket_;
+  prefill_cost cost_;
+  std::size_t prompt_tokens_;
+  std::uint32_t block_tokens_;
+  double patience_seconds_;
+  clock::time_point started_ = clock::now();
+};
+
+}  // namespace kvx
