@@ -7,17 +7,18 @@
 #include <kvx/store/block_store.hpp>
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <map>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -85,10 +86,14 @@ class scratch {
   const auto bytes = std::as_bytes(std::span(chars));
   return {bytes.begin(), bytes.end()};
 }
+// In place: file systems flush a file that is truncated and written anew, and loops here write thousands.
 inline void write_file(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  if (!std::filesystem::exists(path)) std::ofstream{path};
+  std::fstream out(path, std::ios::binary | std::ios::in | std::ios::out);
   out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  out.close();
   REQUIRE(out.good());
+  if (std::filesystem::file_size(path) != bytes.size()) std::filesystem::resize_file(path, bytes.size());
 }
 
 [[nodiscard]] inline kvx::block_key key_of(std::uint64_t n) {
@@ -121,6 +126,26 @@ struct small_store {
     made.journal_segment_bytes = 4 * 4096;
     return made;
   }
+};
+
+/// While it lives, writes beyond that offset of any file fail with EFBIG, and earlier ones end short there.
+class file_size_limit {
+ public:
+  explicit file_size_limit(std::uint64_t bytes) : old_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &old_) == 0);
+    const ::rlimit lower{bytes, old_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &lower) == 0);
+  }
+  file_size_limit(const file_size_limit&) = delete;
+  file_size_limit& operator=(const file_size_limit&) = delete;
+  ~file_size_limit() {
+    (void)::setrlimit(RLIMIT_FSIZE, &old_);
+    (void)std::signal(SIGXFSZ, old_handler_);
+  }
+
+ private:
+  ::rlimit old_{};
+  void (*old_handler_)(int);
 };
 
 /// Bytes that follow from the key alone, so that what is read can be judged.

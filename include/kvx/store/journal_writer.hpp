@@ -80,14 +80,18 @@ class journal_writer {
   status compact() {
     const auto image = journal_image::load(directory_.fd(), scope_);
     if (!image.complete()) return {errc::io_failed, EBADMSG};
-    const std::uint64_t number = number_ + 1;
+    // A checkpoint is numbered like the segment that follows it, and stands for all segments below.
+    const std::uint64_t number = next_number_;
     const std::uint64_t old_base = base_;
     const std::uint64_t old_segment = number_;
     status outcome = write_checkpoint(image, number);
-    if (outcome) outcome = start_segment(number);
+    if (outcome) {
+      outcome = start_segment(number);
+    } else {
+      ++next_number_;  // a name is not used twice, not even after a failure
+    }
     if (!outcome) {
       (void)remove_file(directory_.fd(), checkpoint_name(number).c_str());
-      number_ = std::max(number_, number);  // a name is not used twice, not even after a failure
       return outcome;
     }
     if (old_base != 0) (void)remove_file(directory_.fd(), checkpoint_name(old_base).c_str());
@@ -96,6 +100,7 @@ class journal_writer {
     }
     first_segment_ = number;
     since_base_ = limits_.segment;
+    checkpoint_bytes_ = checkpoint_bytes(image.live_count(), scope_.digest_bytes);
     return {};
   }
 
@@ -116,7 +121,7 @@ class journal_writer {
   }
 
   status start_segment(std::uint64_t base) {
-    const std::uint64_t number = ++number_;
+    const std::uint64_t number = next_number_++;
     auto made = detail::create_file(directory_.fd(), segment_name(number).c_str());
     if (!made) return retry_from(sequence_, made.status());
     status outcome = detail::preallocate(made->handle.fd(), limits_.segment).status();
@@ -131,6 +136,7 @@ class journal_writer {
       return retry_from(sequence_, outcome);
     }
     segment_ = std::move(made->handle);
+    number_ = number;
     base_ = base;
     next_frame_ = 1;
     since_base_ += limits_.segment;
@@ -201,9 +207,7 @@ class journal_writer {
     // What it replaces is removed next, so this one must not be lost to a power cut alone.
     if (outcome && ::fdatasync(fd) != 0) outcome = detail::last_error();
     if (outcome) outcome = made->handle.close();
-    if (!outcome) return retry_from(sequence_, outcome);
-    checkpoint_bytes_ = (frames + 1) * frame_bytes;
-    return {};
+    return outcome ? outcome : retry_from(sequence_, outcome);
   }
 
   detail::file directory_;
@@ -212,6 +216,7 @@ class journal_writer {
   journal_limits limits_;
   detail::file segment_;
   std::vector<std::byte> buffer_;
+  std::uint64_t next_number_ = 1;
   std::uint64_t number_ = 0;  // of the newest segment
   std::uint64_t first_segment_ = 1;
   std::uint64_t base_ = 0;
