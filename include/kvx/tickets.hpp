@@ -170,6 +170,7 @@ class prefetch_ticket {
       release();
       state_ = std::move(other.state_);
       owner_ = std::move(other.owner_);
+      prefix_ = other.prefix_;
     }
     return *this;
   }
