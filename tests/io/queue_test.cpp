@@ -29,7 +29,7 @@ struct difficult_file {
     busy_bytes += piece.charged_bytes;
     most_busy_bytes = std::max(most_busy_bytes, busy_bytes);
     lock.unlock();
-    std::this_thread::yield();
+    std::this_thread::sleep_for(50us);  // long enough for other threads to come
     lock.lock();
     busy_bytes -= piece.charged_bytes;
     if (random() % 3 == 0) return -EINTR;
@@ -55,7 +55,8 @@ struct mover {
 TEST_CASE("io queue: short and interrupted calls are continued at the right place") {
   difficult_file file;
   file.content.resize(8 * mib);
-  kvx::detail::io_pool<mover> pool("kvx-test", {.threads = 4, .in_flight_bytes = mib}, 64 * page_bytes, mover{&file});
+  kvx::detail::io_pool<mover> pool("kvx-test", {.threads = 4, .in_flight_bytes = mib / 2}, 64 * page_bytes,
+                                   mover{&file});
   kvx::detail::aligned_buffer memory(8 * mib), read(8 * mib);
   fill(memory.span(), 0, 1);
   request_log saves, loads, beyond;
@@ -76,7 +77,7 @@ TEST_CASE("io queue: short and interrupted calls are continued at the right plac
   CHECK(beyond[1].bytes == 0);
   CHECK(pool.stop(1s));
   CHECK(file.calls > 32);
-  CHECK(file.most_busy_bytes <= mib);
+  CHECK(file.most_busy_bytes <= mib / 2);
   CHECK(file.most_busy_bytes > 64 * page_bytes);
 }
 
