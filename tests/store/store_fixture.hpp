@@ -200,7 +200,7 @@ inline bool holds(const kvx::store::block_store& store, kvx::slot_index slot, co
 
 using recovered = std::vector<std::pair<kvx::block_key, kvx::slot_index>>;
 
-[[nodiscard]] inline recovered recover(kvx::store::block_store& store) {
+inline recovered recover(kvx::store::block_store& store) {
   recovered out;
   const kvx::status outcome = store.recover([&](const kvx::store::recovered_block& block) {
     CHECK_FALSE(block.own);
