@@ -94,8 +94,7 @@ class cache {
     found.tokens.assign(prompt.tokens().begin(),
                         prompt.tokens().begin() + static_cast<std::ptrdiff_t>(found.matched_tokens()));
     for (std::size_t b = 0; b < found.blocks(); ++b)
-      if (const auto extra = prompt.extra(b); !extra.empty())
-        found.extras.emplace_back(static_cast<std::uint32_t>(b), std::vector<std::byte>(extra.begin(), extra.end()));
+      if (const auto extra = prompt.extra(b); !extra.empty()) found.add_extra(b, extra);
     core_->state.metrics.latency.match.record(clock::now() - started);
     return found;
   }
@@ -163,7 +162,7 @@ class cache {
     hashing.extend(chain.tokens().subspan(known * size, keys.size() * size), size, extras, parent, keys, known);
     for (const digest_type& key : keys) chain.append_key(to_block_key(key));
     for (const block_extra& e : extras)
-      if (e.block >= known && e.block < blocks) chain.set_extra(e.block, e.bytes);
+      if (e.block >= known && e.block < blocks) chain.add_extra(e.block, e.bytes);
   }
 
   /// Forgets blocks in every tier, other writers' in this process only. Blocks in use are left alone.

@@ -53,6 +53,13 @@ struct plan {
     return {};
   }
 
+  /// Several extras of one block are kept as one, in the order given.
+  void add_extra(std::size_t block, std::span<const std::byte> bytes) {
+    if (extras.empty() || extras.back().first != block)
+      extras.emplace_back(static_cast<std::uint32_t>(block), std::vector<std::byte>{});
+    extras.back().second.insert(extras.back().second.end(), bytes.begin(), bytes.end());
+  }
+
   /// Keeps the first `count` blocks, e.g. the least that every rank has.
   void truncate(std::size_t count) {
     const std::size_t old = keys.size();

@@ -7,6 +7,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <chrono>
 #include <concepts>
 #include <cstddef>
@@ -48,6 +49,14 @@ class runtime {
   [[nodiscard]] Io& io() noexcept { return *io_; }
   /// Whether the backend took the arena as registered buffers; unsupported or io_failed cost CPU, nothing else.
   [[nodiscard]] status registered() const noexcept { return registered_; }
+  /// What caches left behind at their end, because the kernel or a device could still write it: buffers in I/O, and
+  /// bytes of memory.
+  [[nodiscard]] std::uint64_t leaked_buffers() const noexcept { return leaked_buffers_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t leaked_bytes() const noexcept { return leaked_bytes_.load(std::memory_order_relaxed); }
+  void count_leak(std::uint64_t buffers, std::uint64_t bytes) noexcept {
+    leaked_buffers_.fetch_add(buffers, std::memory_order_relaxed);
+    leaked_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  }
   void drain_deadline(std::chrono::milliseconds deadline) noexcept { drain_deadline_ = deadline; }
 
  private:
@@ -66,6 +75,8 @@ class runtime {
   std::unique_ptr<Io> io_;
   status registered_;
   std::chrono::milliseconds drain_deadline_{10'000};
+  std::atomic<std::uint64_t> leaked_buffers_{0};
+  std::atomic<std::uint64_t> leaked_bytes_{0};
 };
 
 }  // namespace kvx

@@ -51,8 +51,10 @@ class sequence {
   /// Appends tokens whose full blocks `keys` continue the chain; for `cache::extend`.
   void append(std::span<const token_id> tokens) { tokens_.insert(tokens_.end(), tokens.begin(), tokens.end()); }
   void append_key(const block_key& key) { keys_.push_back(key); }
-  void set_extra(std::size_t block, std::span<const std::byte> bytes) {
-    extras_.emplace_back(block, std::vector<std::byte>(bytes.begin(), bytes.end()));
+  /// Several extras of one block are kept as one, in the order given.
+  void add_extra(std::size_t block, std::span<const std::byte> bytes) {
+    if (extras_.empty() || extras_.back().first != block) extras_.emplace_back(block, std::vector<std::byte>{});
+    extras_.back().second.insert(extras_.back().second.end(), bytes.begin(), bytes.end());
   }
 
  private:

@@ -182,7 +182,10 @@ struct cache_core final : ticket_owner {
     }
     const bool ended = threads.stop(std::max(until, clock::now() + std::chrono::milliseconds{100}));
     const std::lock_guard lock(state.mutex);
-    return ended && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now()) && !save.copying();
+    const std::size_t buffers = state.reads_under_way + state.writes_under_way;
+    const bool whole = ended && buffers == 0 && !load.poll(clock::now()) && !save.copying();
+    if (!whole) state.runtime->count_leak(buffers, state.opts.memory_bytes);
+    return whole;
   }
 
   [[nodiscard]] metrics_snapshot stats() {
@@ -199,7 +202,11 @@ struct cache_core final : ticket_owner {
       state.metrics.breaker_load.state.set(static_cast<std::uint64_t>(state.loads_breaker.now()));
       state.metrics.breaker_save.state.set(static_cast<std::uint64_t>(state.saves_breaker.now()));
     }
-    return state.metrics.snapshot();
+    metrics_snapshot seen = state.metrics.snapshot();
+    // Of earlier caches on the same runtime; a cache cannot tell of its own end.
+    seen.leaked_buffers = state.runtime->leaked_buffers();
+    seen.leaked_bytes = state.runtime->leaked_bytes();
+    return seen;
   }
 
   void cancel(const std::shared_ptr<prefetch_state>& which) noexcept override {

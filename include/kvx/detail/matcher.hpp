@@ -37,8 +37,7 @@ class matcher {
     finish(tokens.size(), seen, out);
     if (!out.empty()) out.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(out.matched_tokens()));
     for (const block_extra& e : extras)
-      if (e.block < out.blocks())
-        out.extras.emplace_back(static_cast<std::uint32_t>(e.block), std::vector<std::byte>(e.bytes.begin(), e.bytes.end()));
+      if (e.block < out.blocks()) out.add_extra(e.block, e.bytes);
   }
 
   /// The same over keys that are known already.

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nth_io.hpp"
+
+TEST_CASE("posix: whichever I/O fails, and however, nothing leaks, hangs or lies") { kvx_test::fail_every_io<kvx::posix>(); }
+
+TEST_CASE("posix: everything fails from the N-th I/O on") {
+  for (std::uint64_t n = 1; n <= 12; ++n) {
+    CAPTURE(n);
+    const auto seen = kvx_test::nth_io<kvx::posix>::run({{.first = n, .count = kvx::fault_rule::for_ever}});
+    CHECK(seen.wrong == 0);
+  }
+}
+
+TEST_CASE("a read that never ends: the cache is left behind and counted, and its memory is still there for the kernel") {
+  using suite = kvx_test::nth_io<kvx::posix>;
+  using namespace std::chrono_literals;
+  kvx_test::temporary_directory root;
+  kvx_test::test_engine engine({});
+  const auto control = std::make_shared<kvx::fault_control>();
+  kvx::options with;
+  with.identity = {"test-model", "r1", "f32"};
+  with.memory_bytes = 1U << 20U;
+  with.root = root.path();
+  with.storage_bytes = 4U << 20U;
+  with.extent_bytes = 1U << 20U;
+  with.prompts_trusted = true;
+  with.load_deadline = 50ms;
+  with.drain_deadline = 100ms;
+  const auto tokens = kvx_test::tokens_of(1, 25);
+  {
+    kvx::host_cache<> cache(with, engine.layout());
+    const kvx::sequence chain = cache.make_sequence(tokens);
+    for (kvx::block_id b = 0; b < 6; ++b) engine.fill(b, chain.key(b));
+    REQUIRE(cache.save(chain, 0, kvx_test::pages_from(0, 6)).wait_stored(5s));
+  }
+  const auto shared = std::make_shared<suite::runtime_type>(
+      2 * with.memory_bytes, std::make_unique<suite::faulty>(kvx::io_options{}, control));
+  const auto started = std::chrono::steady_clock::now();
+  {
+    suite::cache_type cache(with, engine.layout(), shared);
+    control->arm({.kind = kvx::fault_kind::never, .scope = kvx::fault_scope::reads, .count = 2});
+    const auto pre = cache.prefetch(cache.match(tokens));
+    REQUIRE(pre.wait_for(5s));
+    CHECK(pre.outcome().code() == kvx::errc::timed_out);
+    CHECK(control->withheld() == 2);
+  }
+  CHECK(std::chrono::steady_clock::now() - started < 2s);
+  CHECK(shared->leaked_buffers() == 2);
+  CHECK(shared->leaked_bytes() == with.memory_bytes);
+  kvx::options next = with;
+  suite::cache_type cache(next, engine.layout(), shared);
+  CHECK(cache.stats().leaked_buffers == 2);
+  // The late bytes arrive in memory that nobody else was given.
+  control->disarm();
+  control->release_all();
+  auto pre = cache.prefetch(cache.match(tokens));
+  REQUIRE(pre.wait_for(5s));
+}
