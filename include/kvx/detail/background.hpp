@@ -138,7 +138,7 @@ class background {
       std::unique_lock lock(state_.mutex);
       const std::size_t freeing = g->storage->freeing();
       lock.unlock();
-      const bool flushed = g->storage->store().flush_journal().ok();
+      const bool flushed = flush_journal(*g);
       well &= flushed;
       lock.lock();
       if (flushed) g->storage->flushed(freeing);
@@ -146,6 +146,15 @@ class background {
     const std::lock_guard lock(state_.mutex);
     save_.logged(written, well);
     if (save_.writes_waiting()) state_.wake_pump();
+  }
+
+  // Many small flushes fill a journal before maintenance is due: then its checkpoint cannot wait for that.
+  [[nodiscard]] bool flush_journal(group_type& g) {
+    store::block_store& store = g.storage->store();
+    const status first = store.flush_journal();
+    if (first != status{errc::no_space}) return first.ok();
+    maintain(g, clock::now());
+    return store.flush_journal().ok();
   }
 
   void maintain(group_type& g, clock::time_point now) {
