@@ -77,12 +77,15 @@ class background {
       {
         std::unique_lock lock(state_.mutex);
         const clock::time_point now = clock::now();
+        const bool had_writes = save_.writes_waiting();
         const bool saving = save_.poll_copies(now);
+        // Those behind others are started when these are.
+        const bool new_writes = !had_writes && save_.writes_waiting();
         const bool copying = load_.poll(now) || saving;
         clock::time_point wake = std::min(fetch_.expire(now), save_.expire(now));
         more = fetch_.admit(now);
         events.swap(state_.events);
-        if (more.empty() && events.empty()) {
+        if (more.empty() && events.empty() && !new_writes) {
           if (state_.stopping && (!copying || now >= stop_by_)) {
             copies_left_ = copying;
             return;
