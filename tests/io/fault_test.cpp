@@ -312,7 +312,12 @@ TEST_CASE("io fault: a storm of everything completes each request once") {
   const auto file = directory.make("f", 4 * mib);
   kvx::detail::aligned_buffer memory(3 * 300 * 16 * page_bytes);
   kvx::fault<kvx::posix> backend({.threads = 3, .piece_bytes = 4 * page_bytes}, control);
-  control->keep_shadows(mib);
+  // Something stale everywhere from the start.
+  control->keep_shadows(32 * mib);
+  request_log first;
+  first.write(file.fd(), 0, memory.span().first(4 * mib));
+  first.run(backend);
+  CHECK(first.all_good());
   for (std::size_t kind = 0; kind < kvx::fault_kinds; ++kind) {
     control->arm({.kind = static_cast<fault_kind>(kind), .count = fault_rule::for_ever, .rate = 0.05, .delay = 1ms});
   }
