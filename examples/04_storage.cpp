@@ -107,10 +107,12 @@ int main() {
   toy_engine engine;
   kvx::options options;
   options.identity = {"toy-model", "weights-1", "f32"};
+  // [options]
   options.memory_bytes = 8U << 20U;
   options.root = directory.path;       // a local drive or a parallel file system
   options.storage_bytes = 16U << 20U;  // of all processes that use the root
   options.prompts_trusted = true;      // nobody hostile chooses prompts; else take kvx::shared_cache
+  // [/options]
 
   std::vector<kvx::token_id> prompt(blocks * toy_engine::page_tokens + 1);
   for (std::size_t t = 0; t < prompt.size(); ++t) prompt[t] = static_cast<kvx::token_id>(3 * t + 1);
