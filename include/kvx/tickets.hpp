@@ -126,6 +126,7 @@ struct prefetch_state : ticket_state {
 /// Blocks on their way out of engine memory.
 struct save_state : ticket_state {
   using ticket_state::ticket_state;
+  std::size_t pieces_copying = 0;  // guarded by the cache's lock
   std::atomic<bool> source_released{false};
 };
 

@@ -90,47 +90,16 @@ struct cache_core final : ticket_owner {
     const auto ticket = std::make_shared<save_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
                                                      blocks * groups, now + state.opts.save_deadline);
     state.metrics.save.blocks.add(blocks * groups);
-    typename saver_type::job job;
-    job.ticket = ticket;
-    job.started = now;
-    std::vector<std::vector<block_copy>> copies(groups);
+    // Each piece is sealed and written while the next is copied; small pieces also keep a device's copy engine from
+    // being blocked for long.
+    const std::size_t pieces = (blocks + blocks_per_piece() - 1) / blocks_per_piece();
     {
       const std::lock_guard lock(state.mutex);
-      for (std::size_t b = 0; b < blocks; ++b) {
-        for (std::size_t g = 0; g < groups; ++g) {
-          const std::size_t pages = layout.pages_per_block(g);
-          const std::span<const block_id> block_pages = ids[g].subspan(b * pages, pages);
-          const std::size_t entry = b * groups + g;
-          if (std::find(block_pages.begin(), block_pages.end(), null_block) != block_pages.end()) {
-            save.skip(*ticket, entry);
-            continue;
-          }
-          auto copy = save.admit(ticket, entry, static_cast<std::uint16_t>(g), from, first + b, now);
-          if (!copy) continue;
-          copies[g].push_back({state.groups[g]->payload(copy->slot), block_pages});
-          job.copies.push_back(std::move(*copy));
-        }
-      }
+      ticket->pieces_copying = pieces;
+      if (pieces == 0) saver_type::release_source(*ticket);
     }
-    status submitted;
-    for (std::size_t g = 0; g < groups && submitted.ok(); ++g) {
-      if (copies[g].empty()) continue;
-      const auto op = transfer.save(layout, {g, state.groups[g]->geometry.layer_offsets, copies[g]}, stream);
-      if (op) job.operations.push_back(*op);
-      else submitted = op.status();
-    }
-    // Slots that a copy still writes cannot be given back.
-    if (!submitted.ok())
-      for (const auto& op : job.operations) op.wait();
-    const std::lock_guard lock(state.mutex);
-    if (submitted.ok()) {
-      save.follow(std::move(job));
-    } else {
-      save.abandon(*ticket, job.copies, submitted.code(), now);
-      ticket->source_released.store(true, std::memory_order_release);
-    }
-    static_cast<void>(save.poll_copies(clock::now()));
-    state.wake_pump();
+    for (std::size_t b = 0; b < blocks; b += blocks_per_piece())
+      save_piece(ticket, from, first, ids, b, std::min(blocks, b + blocks_per_piece()), stream, now);
     return {ticket, {}};
   }
 
@@ -221,6 +190,60 @@ struct cache_core final : ticket_owner {
   }
 
  private:
+  [[nodiscard]] std::size_t blocks_per_piece() const noexcept {
+    constexpr std::size_t piece_bytes = 8U << 20U;
+    std::size_t block_bytes = 0;
+    for (const auto& g : state.groups) block_bytes += g->geometry.payload_bytes;
+    return std::max<std::size_t>(1, piece_bytes / block_bytes);
+  }
+
+  // Copies the blocks [begin, end) of a save out of the engine.
+  void save_piece(const std::shared_ptr<save_state>& ticket, const sequence& from, std::size_t first, ids_of_groups ids,
+                  std::size_t begin, std::size_t end, typename Transfer::stream_type stream, clock::time_point now) {
+    const std::size_t groups = state.groups.size();
+    typename saver_type::job job;
+    job.ticket = ticket;
+    job.started = clock::now();
+    std::vector<std::vector<block_copy>> copies(groups);
+    {
+      const std::lock_guard lock(state.mutex);
+      for (std::size_t b = begin; b < end; ++b) {
+        for (std::size_t g = 0; g < groups; ++g) {
+          const std::size_t pages = layout.pages_per_block(g);
+          const std::span<const block_id> block_pages = ids[g].subspan(b * pages, pages);
+          const std::size_t entry = b * groups + g;
+          if (std::find(block_pages.begin(), block_pages.end(), null_block) != block_pages.end()) {
+            save.skip(*ticket, entry);
+            continue;
+          }
+          auto copy = save.admit(ticket, entry, static_cast<std::uint16_t>(g), from, first + b, now);
+          if (!copy) continue;
+          copies[g].push_back({state.groups[g]->payload(copy->slot), block_pages});
+          job.copies.push_back(std::move(*copy));
+        }
+      }
+    }
+    status submitted;
+    for (std::size_t g = 0; g < groups && submitted.ok(); ++g) {
+      if (copies[g].empty()) continue;
+      const auto op = transfer.save(layout, {g, state.groups[g]->geometry.layer_offsets, copies[g]}, stream);
+      if (op) job.operations.push_back(*op);
+      else submitted = op.status();
+    }
+    // Slots that a copy still writes cannot be given back.
+    if (!submitted.ok())
+      for (const auto& op : job.operations) op.wait();
+    const std::lock_guard lock(state.mutex);
+    if (submitted.ok()) {
+      save.follow(std::move(job));
+    } else {
+      save.abandon(*ticket, job.copies, submitted.code(), now);
+      if (--ticket->pieces_copying == 0) saver_type::release_source(*ticket);
+    }
+    static_cast<void>(save.poll_copies(clock::now()));
+    state.wake_pump();
+  }
+
   static const options& checked(const options& o) {
     const auto refuse = [](const std::string& text) { throw error(errc::bad_argument, text); };
     if (o.identity.model.empty())

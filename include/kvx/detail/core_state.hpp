@@ -207,18 +207,21 @@ struct core_state {
     for (const slot_waiter& w : waiting) decide(g, w, slot, code, now);
   }
 
-  /// A free memory slot, if need be by eviction; `no_slot` when everything is in use.
-  /// Leased blocks are given up only for loads, and only when nothing else is left.
+  /// A free memory slot, if need be by eviction; `no_slot` when everything is in use. Only for loads, blocks that
+  /// still wait to be saved are given up, and then blocks that are leased.
   [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now) {
     if (g.memory.free_slots() == 0) {
       const std::uint32_t today = lease_clock(now);
-      const auto keep = [&](slot_index slot, bool leases) {
-        const node_id node = g.memory.node_of(slot);
-        return g.index.has_children_in_memory(node) || (leases && g.index.lease(node) > today);
+      const auto evict = [&](bool keep_unsaved, bool keep_leased) {
+        return g.memory.evict([&](slot_index slot) {
+          const node_id node = g.memory.node_of(slot);
+          return g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
+                 (keep_leased && g.index.lease(node) > today);
+        });
       };
-      slot_index victim = g.memory.evict([&](slot_index slot) { return keep(slot, true); });
-      if (victim == no_slot && purpose == io_class::load)
-        victim = g.memory.evict([&](slot_index slot) { return keep(slot, false); });
+      slot_index victim = evict(true, true);
+      if (victim == no_slot && purpose == io_class::load) victim = evict(false, true);
+      if (victim == no_slot && purpose == io_class::load) victim = evict(false, false);
       if (victim == no_slot) return no_slot;
       drop_memory(g, victim);
       metrics.memory.evicted.add();

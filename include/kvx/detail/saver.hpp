@@ -33,7 +33,7 @@ class saver {
     std::vector<token_id> tokens;
     std::vector<std::byte> extra;
   };
-  /// One save whose copies are under way.
+  /// A piece of a save whose copies are under way.
   struct job {
     std::shared_ptr<save_state> ticket;
     std::vector<Operation> operations;
@@ -75,8 +75,13 @@ class saver {
   /// A block for which the engine keeps no page: there is nothing to save. Caller holds the lock.
   void skip(save_state& ticket, std::size_t entry) { decide(ticket, entry, errc::ok); }
 
-  /// Follows the copies of a save that was submitted. Caller holds the lock.
+  /// Follows copies that were submitted. Caller holds the lock.
   void follow(job copying) { copying_.push_back(std::move(copying)); }
+  /// Nothing reads the engine's pages any more.
+  static void release_source(save_state& ticket) {
+    ticket.source_released.store(true, std::memory_order_release);
+    ticket.wake();
+  }
 
   /// Undoes what admit() did for copies that never happened. Caller holds the lock.
   void abandon(save_state& ticket, std::span<const copy> copies, errc why, clock::time_point now) {
@@ -104,8 +109,7 @@ class saver {
         state_.metrics.memory.errors.add();
         abandon(*j.ticket, j.copies, errc::device_failed, now);
       }
-      j.ticket->source_released.store(true, std::memory_order_release);
-      j.ticket->wake();
+      if (--j.ticket->pieces_copying == 0) release_source(*j.ticket);
       return true;
     });
     return !copying_.empty();
@@ -119,9 +123,9 @@ class saver {
     while (!waiting_.empty()) {
       pending_write& next = waiting_.front();
       group_type& g = *state_.groups[next.what.group];
-      if (!still_there(g, next) || next.ticket->deadline <= now || !may_write()) {
-        drop(*next.ticket, next.what.entry);
-        waiting_.pop_front();
+      const bool here = still_there(g, next);
+      if (!here || next.ticket->deadline <= now || !may_write()) {
+        drop_front(g, here);
         continue;
       }
       if (state_.writes_under_way != 0 && state_.write_bytes_under_way + g.geometry.stride > window_bytes()) return false;
@@ -188,7 +192,7 @@ class saver {
   /// Drops every save that storage has not begun to take. Caller holds the lock.
   void shut_down() {
     for (const pending_write& p : waiting_) decide(*p.ticket, p.what.entry, errc::closed);
-    waiting_.clear();
+    waiting_.clear();  // the slots' marks do not matter any more
   }
 
  private:
@@ -243,6 +247,12 @@ class saver {
         decide(*j.ticket, c.entry, errc::ok);
         continue;
       }
+      // Storage that falls behind may not take the memory from everybody else: the rest stays in memory only.
+      if (g.memory.dirty_slots() >= g.memory.capacity() / 2) {
+        drop(*j.ticket, c.entry);
+        continue;
+      }
+      g.memory.set_dirty(c.slot, true);
       const digest_type key = g.index.key(c.node);
       waiting_.push_back({j.ticket, std::move(c), key});
     }
@@ -270,11 +280,14 @@ class saver {
     const auto place = store.allocate();
     if (place) return *place;
     // The keeper may yet gain an extent or flush what was freed; only where it cannot is the save lost.
-    if (!g.storage->may_grow() && g.storage->freeing() == 0) {
-      drop(*waiting_.front().ticket, waiting_.front().what.entry);
-      waiting_.pop_front();
-    }
+    if (!g.storage->may_grow() && g.storage->freeing() == 0) drop_front(g, true);
     return std::nullopt;
+  }
+
+  void drop_front(group_type& g, bool here) {
+    if (here) g.memory.set_dirty(waiting_.front().what.slot, false);
+    drop(*waiting_.front().ticket, waiting_.front().what.entry);
+    waiting_.pop_front();
   }
 
   void start(std::unique_lock<std::mutex>& lock, group_type& g, slot_index place) {
@@ -283,12 +296,14 @@ class saver {
     waiting_.pop_front();
     const auto target = g.storage->store().prepare_write(place);
     if (!target) {
+      g.memory.set_dirty(w->what.slot, false);
       g.storage->free(place);
       drop(*w->ticket, w->what.entry);
       delete w;
       return;
     }
     w->generation = target->generation;
+    g.memory.set_dirty(w->what.slot, false);
     g.memory.pin(w->what.slot);
     g.storage->assign(place, w->what.node);
     g.index.set_storage(w->what.node, place, true);

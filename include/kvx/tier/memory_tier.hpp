@@ -43,7 +43,7 @@ class memory_tier {
     if (free_.empty()) return no_slot;
     const slot_index slot = free_.back();
     free_.pop_back();
-    slots_[slot] = {node, 0, true};
+    slots_[slot] = {node, 0, true, false};
     return slot;
   }
   void assign(slot_index slot, node_id node) noexcept { slots_[slot].node = node; }
@@ -72,6 +72,15 @@ class memory_tier {
     return slot;
   }
 
+  /// Whether a slot's block still waits to be written to storage.
+  [[nodiscard]] bool dirty(slot_index slot) const noexcept { return slots_[slot].dirty; }
+  [[nodiscard]] std::size_t dirty_slots() const noexcept { return dirty_; }
+  void set_dirty(slot_index slot, bool is) noexcept {
+    if (slots_[slot].dirty == is) return;
+    slots_[slot].dirty = is;
+    is ? ++dirty_ : --dirty_;
+  }
+
   void pin(slot_index slot) noexcept {
     if (slots_[slot].pins++ == 0) ++pinned_;
   }
@@ -84,9 +93,11 @@ class memory_tier {
     node_id node = no_node;
     std::uint32_t pins = 0;
     bool busy = false;
+    bool dirty = false;
   };
 
   void free_slot(slot_index slot) {
+    set_dirty(slot, false);
     slots_[slot] = {};
     free_.push_back(slot);
   }
@@ -96,6 +107,7 @@ class memory_tier {
   std::vector<slot_state> slots_;
   std::vector<slot_index> free_;
   std::size_t pinned_ = 0;
+  std::size_t dirty_ = 0;
   Policy policy_;
 };
 
