@@ -247,11 +247,6 @@ class saver {
         decide(*j.ticket, c.entry, errc::ok);
         continue;
       }
-      // Storage that falls behind may not take the memory from everybody else: the rest stays in memory only.
-      if (g.memory.dirty_slots() >= g.memory.capacity() / 2) {
-        drop(*j.ticket, c.entry);
-        continue;
-      }
       g.memory.set_dirty(c.slot, true);
       const digest_type key = g.index.key(c.node);
       waiting_.push_back({j.ticket, std::move(c), key});

@@ -74,12 +74,7 @@ class memory_tier {
 
   /// Whether a slot's block still waits to be written to storage.
   [[nodiscard]] bool dirty(slot_index slot) const noexcept { return slots_[slot].dirty; }
-  [[nodiscard]] std::size_t dirty_slots() const noexcept { return dirty_; }
-  void set_dirty(slot_index slot, bool is) noexcept {
-    if (slots_[slot].dirty == is) return;
-    slots_[slot].dirty = is;
-    is ? ++dirty_ : --dirty_;
-  }
+  void set_dirty(slot_index slot, bool is) noexcept { slots_[slot].dirty = is; }
 
   void pin(slot_index slot) noexcept {
     if (slots_[slot].pins++ == 0) ++pinned_;
@@ -97,7 +92,6 @@ class memory_tier {
   };
 
   void free_slot(slot_index slot) {
-    set_dirty(slot, false);
     slots_[slot] = {};
     free_.push_back(slot);
   }
@@ -107,7 +101,6 @@ class memory_tier {
   std::vector<slot_state> slots_;
   std::vector<slot_index> free_;
   std::size_t pinned_ = 0;
-  std::size_t dirty_ = 0;
   Policy policy_;
 };
 
