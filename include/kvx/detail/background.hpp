@@ -169,13 +169,14 @@ class background {
     g.storage->may_grow(true);
   }
 
-  // One extent ahead of need; where the cap is reached, a dead writer's goes before any block of our own.
+  // One extent ahead of need, from the first save on: a process that only reads takes no part of the cap. Where the cap
+  // is reached, a dead writer's extent goes before any block of our own.
   void make_room(group_type& g) {
     store::block_store& store = g.storage->store();
     release_retired();
     {
       const std::lock_guard lock(state_.mutex);
-      if (!g.storage->may_grow()) return;
+      if (!g.storage->may_grow() || (store.own_slots() == 0 && !save_.writes_waiting())) return;
     }
     if (store.free_slots() >= std::max<std::size_t>(1, store.slots_per_extent() / 4)) return;
     bool gained = store.grow().ok();

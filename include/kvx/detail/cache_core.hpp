@@ -317,7 +317,6 @@ struct cache_core final : ticket_owner {
     });
     if (!recovered.ok())
       throw error(recovered.code(), "root '" + state.opts.root + "' cannot be read; check its permissions and mount");
-    static_cast<void>(g.storage->store().grow());
   }
 };
 
