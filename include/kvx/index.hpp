@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/detail/huge_page_allocator.hpp>
 #include <kvx/types.hpp>
 
 #include <array>
@@ -23,7 +24,7 @@ inline constexpr node_id no_node = 0xFFFF'FFFFU;
 /// being filled or written), its parent, and how many cached children it has per tier, so that only
 /// leaves are evicted and a prefix outlives its suffix. Node ids stay valid until erase().
 /// Thread  lookup*: any, without locks; everything else: one caller at a time
-/// Cost    40 bytes per node with 16-byte digests, and 3 to 6 for the buckets; no allocation after construction
+/// Cost    40 bytes per node with 16-byte digests, and 4 to 8 for the buckets; no allocation after construction
 template <class Digest>
 class block_index {
  public:
@@ -64,10 +65,13 @@ class block_index {
   /// Looks up a window of keys with their cache misses overlapped.
   /// Shape   where.size() == keys.size()
   void lookup(std::span<const Digest> keys, std::uint32_t lease, std::span<tier> where) const noexcept {
+    // Bucket, first node, second node: what is read here is only a hint of what to fetch.
     for (const Digest& key : keys) __builtin_prefetch(&heads_[bucket_of(to_words(key))]);
+    for (const Digest& key : keys) prefetch(heads_[bucket_of(to_words(key))].load(std::memory_order_relaxed));
     for (const Digest& key : keys) {
-      const node_id head = heads_[bucket_of(to_words(key))].load(std::memory_order_relaxed);
-      if (head != no_node) __builtin_prefetch(&nodes_[head]);
+      const words wanted = to_words(key);
+      const node_id head = heads_[bucket_of(wanted)].load(std::memory_order_relaxed);
+      if (head != no_node && !equal(nodes_[head], wanted)) prefetch(nodes_[head].next.load(std::memory_order_relaxed));
     }
     for (std::size_t i = 0; i < keys.size(); ++i) where[i] = lookup(keys[i], lease);
   }
@@ -186,8 +190,15 @@ class block_index {
 
   [[nodiscard]] static std::size_t bucket_count(std::size_t capacity) noexcept {
     std::size_t count = 1024;
-    while (count + count / 2 < capacity) count *= 2;
+    while (count < capacity) count *= 2;
     return count;
+  }
+  void prefetch(node_id n) const noexcept {
+    if (n == no_node) return;
+    // Nodes are not aligned to cache lines, for the sake of memory.
+    const auto* const at = reinterpret_cast<const char*>(&nodes_[n]);
+    __builtin_prefetch(at);
+    __builtin_prefetch(at + sizeof(node) - 1);
   }
   [[nodiscard]] static words to_words(const Digest& key) noexcept {
     words out{};
@@ -248,9 +259,12 @@ class block_index {
     return at.memory.load(std::memory_order_relaxed) == no_place && at.storage.load(std::memory_order_relaxed) == no_place;
   }
 
-  std::vector<node> nodes_;
+  template <class T>
+  using array = std::vector<T, detail::huge_page_allocator<T>>;
+
+  array<node> nodes_;
   std::size_t bucket_mask_;
-  mutable std::vector<std::atomic<node_id>> heads_;
+  mutable array<std::atomic<node_id>> heads_;
   mutable std::vector<std::atomic<std::uint32_t>> sequences_;
   node_id free_ = no_node;
   std::size_t size_ = 0;
