@@ -1,73 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "profile.hpp"
 
-#ifdef MINI_ENGINE_OPENBLAS
-#include <cblas.h>
-#endif
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <limits>
-#include <string>
 #include <utility>
 #include <vector>
 
+#include "plain_product.hpp"
 #include "prefill_cost.hpp"
+#include "stopwatch.hpp"
 
 namespace mini_engine {
-namespace {
-
-template <class Body>
-double best_seconds(int repeats, const Body& body) {
-    double best = std::numeric_limits<double>::max();
-    for (int i = 0; i < repeats; ++i) {
-        const auto begin = std::chrono::steady_clock::now();
-        body();
-        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-    }
-    return best;
-}
-
-/// The fastest plain product of 2048 x 2048 matrices there is here. Measured again beside every prefill and the best kept, because
-/// a moment when the machine was busy must not lower the mark.
-class plain_product {
-public:
-    explicit plain_product(thread_pool& pool) : pool_(pool) {}
-
-    void measure() {
-        own_ = std::max(own_, flops / best_seconds(3, [&] {
-            multiply(pool_, {x_.data(), stride}, n, w_, {y_.data(), stride}, false);
-        }));
-#ifdef MINI_ENGINE_OPENBLAS
-        openblas_set_num_threads(static_cast<int>(pool_.size()));
-        blas_ = std::max(blas_, flops / best_seconds(3, [&] {
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, n, n, 1.0f, x_.data(), stride, w_.panel(0), n, 0.0f, y_.data(), stride);
-        }));
-        kernel_ = std::string("OpenBLAS, ") + openblas_get_corename();
-#endif
-    }
-
-    double best() const { return std::max(own_, blas_); }
-
-    void print() const {
-        std::printf("plain product 2048^3  %7.1f GFLOP/s (mini_engine)\n", own_ * 1e-9);
-        if (blas_ > 0) std::printf("plain product 2048^3  %7.1f GFLOP/s (%s)\n", blas_ * 1e-9, kernel_.c_str());
-    }
-
-private:
-    static constexpr std::size_t n = 2048, stride = n + 16;
-    static constexpr double flops = 2.0 * n * n * n;
-
-    thread_pool& pool_;
-    huge_array<float> x_{n * stride}, y_{n * stride};
-    packed_matrix w_{n, n};
-    double own_ = 0, blas_ = 0;
-    std::string kernel_;
-};
-
-}  // namespace
-
 void print_profile(const model& m, paged_kv& kv, thread_pool& pool, std::size_t prompt_tokens, std::size_t chunk_tokens) {
     std::printf("threads %zu, %.1f million parameters in products, %zu tokens of prompt\n", pool.size(),
                 static_cast<double>(m.matmul_parameters()) * 1e-6, prompt_tokens);

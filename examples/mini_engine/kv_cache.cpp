@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv_cache.hpp"
+
+#include <kvx/eviction/lru.hpp>
+#include <kvx/presets.hpp>
+#ifdef MINI_ENGINE_URING
+#include <kvx/io/uring.hpp>
+#include <kvx/presets/uring.hpp>
+#endif
+
+#include <algorithm>
+#include <stdexcept>
+#include <string_view>
+#include <vector>
+
+namespace mini_engine {
+
+bool has_uring() noexcept {
+#ifdef MINI_ENGINE_URING
+    return true;
+#else
+    return false;
+#endif
+}
+
+kvx::layout describe(const model_config& config, paged_kv& kv) {
+    std::vector<std::byte*> keys, values;
+    for (std::size_t l = 0; l < config.layers; ++l) {
+        keys.push_back(reinterpret_cast<std::byte*>(kv.k(l)));
+        values.push_back(reinterpret_cast<std::byte*>(kv.v(l)));
+    }
+    const auto tokens = static_cast<std::uint32_t>(kv.block_tokens());
+    const kvx::kv_shape shape{.block_tokens = tokens,
+                              .page_tokens = tokens,
+                              .layers = config.layers,
+                              .heads = config.kv_heads,
+                              .head_dim = config.head_dim(),
+                              .element = kvx::element_type::f32};
+    return {tokens, {kvx::separate_kv{.shape = shape,
+                                      .page_count = kv.pages(),
+                                      .keys = keys,
+                                      .values = values,
+                                      .tensor_bytes = kv.pages() * kv.page_bytes(),
+                                      .page_stride = kv.page_bytes()}}};
+}
+
+kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_tokens) {
+    // Through the costs of the whole prompt and of its first half.
+    const auto n = static_cast<double>(std::max<std::size_t>(2, prompt_tokens / 2 * 2));
+    const double whole = cost.seconds(0, static_cast<std::size_t>(n)), half = cost.seconds(0, static_cast<std::size_t>(n / 2));
+    const double linear = std::clamp(4 * half - whole, 0.0, whole);
+    return {linear / n, 2 * (whole - linear) / (n * n)};
+}
+
+std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv) {
+    constexpr std::uint64_t headers = 2 * kvx::page_bytes, least = std::uint64_t{32} << 20;
+    const std::uint64_t block_bytes = headers + config.layers * kvx::round_up(2 * kv.page_bytes());
+    const std::uint64_t blocks = tokens / kv.block_tokens() + 8;
+    return std::max(least, 2 * blocks * block_bytes);
+}
+
+kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost) {
+    constexpr std::string_view digits = "0123456789abcdef";
+    kvx::options o;
+    o.identity.model = "mini_engine";
+    for (const std::uint8_t byte : m.digest) {
+        o.identity.revision += digits[byte >> 4];
+        o.identity.revision += digits[byte & 15];
+    }
+    o.identity.dtype = "f32";
+    o.root = settings.directory;
+    o.memory_bytes = settings.memory_bytes;
+    o.storage_bytes = settings.storage_bytes;
+    o.load_deadline = settings.load_deadline;
+    o.drain_deadline = std::chrono::milliseconds{2000};
+    o.prompts_trusted = true;  // the prompts are the user's own, and so is the directory
+    o.prefill = in_kvx_terms(cost, std::min<std::size_t>(4096, m.config.context_tokens));
+    return o;
+}
+
+external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost) {
+    const kvx::options options = options_for(settings, m, cost);
+    kvx::layout pages = describe(m.config, kv);
+#ifdef MINI_ENGINE_URING
+    using uring_cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::uring, kvx::host_transfer>;
+    if (settings.io == io_kind::automatic) return external_cache(kvx::local_cache<>(options, std::move(pages)));
+    if (settings.io == io_kind::uring) return external_cache(uring_cache(options, std::move(pages)));
+#else
+    if (settings.io == io_kind::uring) {
+        throw std::runtime_error("--io uring: this build has no io_uring; install liburing's headers and configure again, or use --io posix");
+    }
+#endif
+    return external_cache(kvx::host_cache<>(options, std::move(pages)));
+}
+
+opening_cache::opening_cache(std::function<external_cache()> open, std::uint64_t memory_bytes)
+    : usual_seconds_(static_cast<double>(memory_bytes) * 0.1 / (1 << 30)),
+      opening_(std::async(std::launch::async, [open = std::move(open)] {
+          external_cache opened = open();
+          return std::pair(std::move(opened), clock::now());
+      })) {}
+
+external_cache* opening_cache::get() { return wait_for({}); }
+
+external_cache* opening_cache::wait_for(std::chrono::duration<double> limit) {
+    if (opening_.valid() && opening_.wait_for(limit) == std::future_status::ready) {
+        auto [opened, at] = opening_.get();
+        cache_.emplace(std::move(opened));
+        open_seconds_ = std::chrono::duration<double>(at - started_).count();
+    }
+    return cache_ ? &*cache_ : nullptr;
+}
+
+}  // namespace mini_engine

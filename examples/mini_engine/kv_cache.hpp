@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/any_cache.hpp>
+#include <kvx/layout.hpp>
+#include <kvx/options.hpp>
+#include <kvx/transfer/host.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "model.hpp"
+#include "paged_kv.hpp"
+#include "prefill_cost.hpp"
+
+namespace mini_engine {
+
+/// The cache as this engine stores it: behind one indirect call per batch, whatever does the I/O.
+using external_cache = kvx::any_cache<kvx::host_stream>;
+
+/// Who moves bytes to and from storage.
+enum class io_kind { automatic, uring, posix };
+
+/// Whether this build can be asked for io_uring.
+bool has_uring() noexcept;
+
+/// What the user says about the cache.
+struct cache_settings {
+    std::string directory;            // empty: in memory only
+    std::uint64_t memory_bytes = 0;   // 0: what the requests need, see memory_for()
+    std::uint64_t storage_bytes = std::uint64_t{16} << 30;
+    io_kind io = io_kind::automatic;
+    std::chrono::milliseconds load_deadline{2000};
+};
+
+/// The engine's pages, described for kvx: per layer an array of keys and one of values, a page as one block.
+kvx::layout describe(const model_config& config, paged_kv& kv);
+
+/// What prefilling `prompt_tokens` costs, in kvx's two terms.
+kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_tokens);
+
+/// Memory in which the cache can hold `tokens` tokens while they are loaded: twice their KV, as half of it may be pinned.
+std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv);
+
+/// kvx's options for this model and these settings.
+kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost);
+
+/// Opens the cache with the backend that the settings name.
+/// Throws kvx::error if the directory or the sizes don't do, std::runtime_error if io_uring is asked for and not built in.
+external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost);
+
+/// A cache that opens on a thread of its own, so that nobody has to wait for a directory that answers slowly.
+/// Thread  one
+class opening_cache {
+public:
+    using clock = std::chrono::steady_clock;
+
+    /// Calls `open` on another thread. memory_bytes: what that will touch, the part of opening that takes long without storage.
+    opening_cache(std::function<external_cache()> open, std::uint64_t memory_bytes);
+    opening_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost)
+        : opening_cache([=, &m, &kv] { return open_cache(settings, m, kv, cost); }, settings.memory_bytes) {}
+
+    /// Null while it is not open. Throws what opening threw.
+    external_cache* get();
+    /// Waits until it is open, at most for `limit`. Throws as get().
+    external_cache* wait_for(std::chrono::duration<double> limit);
+    /// What opening took; 0 before it is open.
+    double open_seconds() const { return open_seconds_; }
+    /// What opening may take where storage answers at once.
+    double usual_seconds() const { return usual_seconds_; }
+
+private:
+    clock::time_point started_ = clock::now();
+    double usual_seconds_;
+    double open_seconds_ = 0;
+    std::optional<external_cache> cache_;
+    std::future<std::pair<external_cache, clock::time_point>> opening_;
+};
+
+}  // namespace mini_engine

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <thread>
+
+#include "kv_cache.hpp"
+
+namespace mini_engine {
+
+/// The command line.
+struct options {
+    std::string checkpoint, model, tokenizer, prompt, prompt_file;
+    std::size_t tokens = 256;
+    float temperature = 0, top_p = 0.9f;
+    std::uint64_t seed = 1;
+    std::size_t threads = std::max(1u, std::thread::hardware_concurrency());
+    std::size_t block_tokens = 16;
+    std::size_t chunk = 0;  // 0: default_chunk, or what --compare finds fastest
+
+    cache_settings cache;
+    bool no_cache = false, always_load = false;
+    std::string json;
+    bool progress = false;
+
+    bool profile = false, compare = false, compare_child = false, chat = false;
+    std::string swap_block;  // I:J
+    std::size_t users = 4, turns = 5, system_tokens = 512, message_tokens = 64;
+};
+
+/// The fastest of 128 to 2048 that --profile measures, by a few per cent.
+inline constexpr std::size_t default_chunk = 1024;
+
+}  // namespace mini_engine

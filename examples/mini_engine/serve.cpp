@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "serve.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "stopwatch.hpp"
+
+namespace mini_engine {
+server::server(transformer& engine, const prefill_cost& cost, opening_cache* cache, std::size_t chunk_tokens, bool patient)
+    : engine_(engine), cost_(cost), opening_(cache), chunk_tokens_(std::min(chunk_tokens, engine.max_rows())), patient_(patient) {}
+
+server::~server() {
+    for (flight& f : flights_) {
+        f.arriving.cancel();
+        for (const auto& load : f.loads) load.wait();
+        for (const auto& save : f.saves) save.wait_source_released(std::chrono::hours{1});
+    }
+}
+
+void server::submit(request& from) {
+    paged_kv& kv = engine_.kv();
+    const std::size_t tokens = from.prompt.size() + from.tokens;
+    if (from.prompt.empty() || from.tokens == 0 || tokens > std::min(kv.pages() * kv.block_tokens(), engine_.weights().config.context_tokens)) {
+        throw std::length_error("a prompt of " + std::to_string(from.prompt.size()) + " tokens and " + std::to_string(from.tokens) +
+                                " to generate need at least one of each, and must fit the model's context and the KV pool");
+    }
+    if (from.submitted == std::chrono::steady_clock::time_point{}) from.submitted = std::chrono::steady_clock::now();
+    flight& f = waiting_.emplace_back();
+    f.of = &from;
+    if (opening_ == nullptr) return;
+    // Opening costs what it costs; beyond that, waiting in vain for storage may cost no more than for a first block.
+    const double patience = patient_ ? 1e6 : opening_->usual_seconds() + kvx::load_race::default_patience * cost_.seconds(0, from.prompt.size());
+    f.wait_until = from.submitted + std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(patience));
+    cache_ = opening_->get();
+    if (cache_ != nullptr) look_up(f);
+}
+
+bool server::waits_for_cache(const flight& f) const {
+    return opening_ != nullptr && cache_ == nullptr && f.computed == 0 && std::chrono::steady_clock::now() < f.wait_until;
+}
+
+// At submission, or as soon as the cache is open: then part of the prompt may be computed already, and only the rest is of interest.
+void server::look_up(flight& f) {
+    const request& of = *f.of;
+    f.chain = cache_->make_sequence(of.prompt);
+    f.saved_blocks = 0;
+    if (!f.in_prefill()) {
+        cache_->extend(f.chain, std::span(of.output).first(f.computed - of.prompt.size()));
+        return;
+    }
+    f.matched = std::chrono::steady_clock::now();
+    f.saves_seen = saves_;
+    f.loaded_blocks = f.computed / cache_->block_tokens();
+    f.plan = cache_->match(f.chain);
+    if (f.plan.blocks() <= f.loaded_blocks) return;
+    f.arriving = cache_->prefetch(f.plan, f.loaded_blocks);
+    f.race.emplace(f.arriving, in_kvx_terms(cost_, of.prompt.size()), of.prompt.size(), cache_->block_tokens());
+}
+
+// Whoever computed the same beginning while this request waited for its turn has saved it by now.
+void server::look_up_again() {
+    const auto next = std::find_if(flights_.begin(), flights_.end(), [](const flight& f) { return !f.race && f.in_prefill(); });
+    if (next == flights_.end() || next->started || next->saves_seen == saves_ || !next->has_keys()) return;
+    look_up(*next);
+}
+
+bool server::step() {
+    while (!waiting_.empty()) {
+        request& next = *waiting_.front().of;
+        if (!engine_.kv().reserve(next.kv.pages, next.prompt.size() + next.tokens)) break;
+        flights_.splice(flights_.end(), waiting_, waiting_.begin());
+    }
+    if (cache_ == nullptr && opening_ != nullptr) cache_ = opening_->get();
+    if (cache_ != nullptr) {
+        for (std::list<flight>* all : {&waiting_, &flights_}) {
+            for (flight& f : *all) {
+                if (!f.has_keys()) look_up(f);
+            }
+        }
+    }
+    look_up_again();
+    flight* arriving = nullptr;
+    for (flight& f : flights_) {
+        if (!f.race) continue;
+        take_arrived(f);
+        if (waits_for_blocks(f)) arriving = arriving == nullptr ? &f : arriving;
+        else end_arriving(f);
+    }
+
+    std::vector<flight*> moving;
+    std::vector<mini_engine::step> steps;
+    gather(moving, steps);
+    if (steps.empty()) {
+        // Nothing to compute: what is left waits for blocks that arrive, or for saves that end.
+        if (arriving != nullptr) {
+            arriving->arriving.wait_ready(arriving->loaded_blocks + 1, arriving->race->look_again());
+        } else if (!flights_.empty() && waits_for_cache(flights_.front())) {
+            opening_->wait_for(flights_.front().wait_until - std::chrono::steady_clock::now());
+        } else if (!flights_.empty() && !flights_.front().saves.empty()) {
+            flights_.front().saves.front().wait_source_released(std::chrono::milliseconds{1});
+        }
+        return retire_finished() || !waiting_.empty();
+    }
+    const float* logits = engine_.forward(steps, [&](std::size_t layer) {
+        for (const flight* f : moving) {
+            for (const auto& load : f->loads) {
+                if (!load.wait_layer(layer, {}).ok()) throw std::runtime_error("cached blocks could not be copied into the pages");
+            }
+        }
+    });
+    for (std::size_t i = 0; i < moving.size(); ++i) account(*moving[i], steps[i].tokens.size(), logits + i * engine_.logits_stride());
+    return retire_finished() || !waiting_.empty();
+}
+
+// Copying what is there while the rest arrives hides the copies behind the I/O.
+void server::take_arrived(flight& f) {
+    const std::size_t ready = f.arriving.ready_blocks();
+    if (ready <= f.loaded_blocks) return;
+    const std::span<const page_id> pages(f.of->kv.pages);
+    f.loads.push_back(cache_->load(f.plan, pages.subspan(f.loaded_blocks, ready - f.loaded_blocks), {}, f.loaded_blocks));
+    f.loaded_blocks = f.loads.back().loaded_blocks();
+}
+
+void server::end_arriving(flight& f) {
+    take_arrived(f);
+    if (!f.arriving.done()) f.arriving.cancel();
+    f.arriving = {};  // loads keep what they copy
+    f.race.reset();
+    const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
+    if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
+    f.computed = std::max(f.computed, loaded_tokens);
+    f.of->load_seconds += seconds_since(f.matched);
+    if (f.of->on_loaded) {
+        for (const auto& load : f.loads) load.wait();
+        f.of->on_loaded(f.loaded_blocks);
+    }
+}
+
+void server::gather(std::vector<flight*>& moving, std::vector<mini_engine::step>& steps) {
+    std::size_t rows = engine_.max_rows();
+    for (flight& f : flights_) {
+        if (f.race || f.finished || f.in_prefill() || rows == 0) continue;
+        moving.push_back(&f);
+        steps.push_back({&f.of->kv, {&f.of->output.back(), 1}, f.computed});
+        --rows;
+    }
+    for (flight& f : flights_) {
+        if (f.race || !f.in_prefill() || waits_for_cache(f)) continue;
+        // A cache that is not open yet may be soon: look again before long.
+        const bool look_soon = opening_ != nullptr && cache_ == nullptr && f.computed == 0;
+        const std::size_t count = std::min({look_soon ? std::max<std::size_t>(1, chunk_tokens_ / 4) : chunk_tokens_, rows, f.of->prompt.size() - f.computed});
+        if (count == 0) return;
+        f.started = true;
+        moving.push_back(&f);
+        steps.push_back({&f.of->kv, {f.of->prompt.data() + f.computed, count}, f.computed});
+        return;
+    }
+}
+
+void server::account(flight& f, std::size_t tokens, const float* logits) {
+    request& of = *f.of;
+    f.loads.clear();
+    // The token goes out first: saving costs time that nobody should wait for.
+    const bool decoded = !f.in_prefill();
+    f.computed += tokens;
+    if (!f.in_prefill()) {
+        const std::span<const float> row(logits, engine_.weights().config.vocabulary);
+        const token_id next = of.choose.sample(row);
+        if (of.output.empty()) of.ttft_seconds = seconds_since(of.submitted);
+        if (of.on_logits) of.on_logits(row);
+        if (decoded && f.has_keys()) cache_->extend(f.chain, {&of.output.back(), 1});
+        if (of.ends(next)) {
+            f.finished = true;
+        } else {
+            of.output.push_back(next);
+            if (of.on_token) of.on_token(next);
+            f.finished = of.output.size() == of.tokens;
+        }
+    }
+    save_full_blocks(f);
+    if (f.finished && of.on_finished) of.on_finished(f.computed);
+}
+
+// Only what is computed: the chain holds the whole prompt from the start, but never a token that was not chosen for good.
+void server::save_full_blocks(flight& f) {
+    if (!f.has_keys()) return;
+    std::erase_if(f.saves, [](const kvx::save_ticket& save) { return save.source_released(); });
+    const std::size_t full = f.computed / engine_.kv().block_tokens();
+    if (full <= f.saved_blocks) return;
+    const std::span<const page_id> pages(f.of->kv.pages);
+    f.saves.push_back(cache_->save(f.chain, f.saved_blocks, pages.subspan(f.saved_blocks, full - f.saved_blocks)));
+    f.saved_blocks = full;
+    ++saves_;
+}
+
+// Pages that a save still reads stay where they are.
+bool server::retire_finished() {
+    flights_.remove_if([this](flight& f) {
+        if (!f.finished || !std::all_of(f.saves.begin(), f.saves.end(), [](const auto& save) { return save.source_released(); })) return false;
+        engine_.kv().release(f.of->kv.pages);
+        f.of->done = true;
+        return true;
+    });
+    return !flights_.empty();
+}
+
+}  // namespace mini_engine

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/load_race.hpp>
+#include <kvx/plan.hpp>
+#include <kvx/sequence.hpp>
+#include <kvx/tickets.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kv_cache.hpp"
+#include "model.hpp"
+#include "paged_kv.hpp"
+#include "prefill_cost.hpp"
+#include "sampler.hpp"
+#include "transformer.hpp"
+
+namespace mini_engine {
+
+/// What a client asks for, and what became of it.
+struct request {
+    std::vector<token_id> prompt;
+    std::size_t tokens = 0;  // at least 1
+    sampler choose{0, 1, 1};
+    std::function<bool(token_id)> ends = [](token_id) { return false; };
+
+    // Called while the request is served; may be empty.
+    std::function<void(token_id)> on_token;
+    std::function<void(std::span<const float>)> on_logits;         // of every generated token
+    std::function<void(std::size_t blocks)> on_loaded;             // the cached blocks are in the pages, nothing is computed yet
+    std::function<void(std::size_t tokens)> on_finished;           // KV of so many tokens is in the pages, which go next
+
+    sequence kv;  // the engine's pages, while the request is served
+    std::vector<token_id> output;
+    std::size_t cached_tokens = 0;  // of the prompt, that were not computed
+    std::chrono::steady_clock::time_point submitted{};
+    double load_seconds = 0;    // from the match until the cached blocks were in the pages
+    double ttft_seconds = 0;    // from submission until the first token
+    bool done = false;          // finished, and the pages are given back
+};
+
+/// Serves requests as a scheduler does: a step computes the next token of every running request and one chunk of one prompt, and
+/// prompts whose KV is on its way from storage wait beside that.
+///
+/// A request's life: submit (match, prefetch) - pages - blocks are copied into the pages as they arrive, while that beats computing
+/// - the rest of the prompt is computed, in chunks, and saved - tokens are generated, full blocks saved - the pages go back when no
+/// save reads them any more. While the cache is still opening, a request waits a little, then computes; it takes what is left from
+/// the cache between two chunks.
+/// Thread  one
+class server {
+public:
+    /// Shape   cache: null to compute everything; chunk_tokens: at most engine.max_rows()
+    /// patient: to wait for cached blocks even where computing is expected to be faster
+    server(transformer& engine, const prefill_cost& cost, opening_cache* cache, std::size_t chunk_tokens, bool patient = false);
+    /// Waits until nothing reads the pages any more.
+    ~server();
+    server(const server&) = delete;
+    server& operator=(const server&) = delete;
+
+    /// Takes a request on; it must live until it is done. `submitted` is now, unless it is set already.
+    /// Throws std::length_error if the request can never fit the pages or the context.
+    void submit(request& from);
+
+    /// One step. False, and nothing done, when every request is done.
+    bool step();
+
+    void run() {
+        while (step()) {
+        }
+    }
+
+private:
+    /// A request on its way.
+    struct flight {
+        request* of;
+        std::chrono::steady_clock::time_point wait_until;  // for the cache to open, before anything is computed
+        std::chrono::steady_clock::time_point matched;
+        kvx::sequence chain;  // the keys of the prompt's and the answer's blocks; once the cache is open
+        kvx::plan plan;
+        kvx::prefetch_ticket arriving;
+        std::optional<kvx::load_race> race;  // while blocks arrive
+        std::vector<kvx::load_ticket<kvx::host_stream>> loads;
+        std::vector<kvx::save_ticket> saves;
+        std::size_t loaded_blocks = 0;
+        std::size_t saved_blocks = 0;
+        std::size_t computed = 0;  // tokens whose KV is in the pages
+        std::size_t saves_seen = 0;
+        bool started = false;  // a chunk of the prompt was computed
+        bool finished = false;
+
+        bool in_prefill() const { return computed < of->prompt.size(); }
+        bool has_keys() const { return chain.block_tokens() != 0; }
+    };
+
+    bool waits_for_cache(const flight& f) const;
+    bool waits_for_blocks(const flight& f) const { return patient_ ? !f.arriving.done() : f.race->worth_waiting(); }
+    void look_up(flight& f);
+    void look_up_again();
+    void take_arrived(flight& f);
+    void end_arriving(flight& f);
+    void gather(std::vector<flight*>& moving, std::vector<mini_engine::step>& steps);
+    void account(flight& f, std::size_t tokens, const float* logits);
+    void save_full_blocks(flight& f);
+    bool retire_finished();
+
+    transformer& engine_;
+    const prefill_cost& cost_;
+    opening_cache* opening_;
+    external_cache* cache_ = nullptr;  // once it is open
+    std::size_t chunk_tokens_;
+    bool patient_;
+    std::size_t saves_ = 0;
+    std::list<flight> waiting_;  // for pages, in order
+    std::list<flight> flights_;  // with pages
+};
+
+}  // namespace mini_engine

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine.hpp"
+#include "kv_cache.hpp"
+#include "serve.hpp"
+
+namespace mini_engine {
+
+/// What a request computed, as digests: two runs of one prompt did the same if and only if these are equal.
+struct evidence {
+    std::vector<token_id> tokens;
+    std::vector<std::uint64_t> logits;  // of each generated token
+    std::vector<std::uint64_t> pages;   // of every full block, layer by layer: keys and values
+
+    friend bool operator==(const evidence&, const evidence&) = default;
+};
+
+/// How one request went.
+struct single_run {
+    std::string name;
+    std::size_t prompt_tokens = 0;
+    std::size_t cached_tokens = 0;
+    double open_seconds = 0;  // of the cache, from submission on
+    double load_seconds = 0;  // from the match until the cached blocks were in the pages
+    double ttft_seconds = 0;  // from submission until the first token
+    std::uint64_t loaded_bytes = 0;
+    evidence result;
+
+    double bytes_per_second() const {
+        return loaded_bytes == 0 ? 0 : static_cast<double>(loaded_bytes) / load_seconds;
+    }
+};
+
+/// How to run.
+struct single_run_settings {
+    std::size_t chunk_tokens = 0;
+    bool patient = false;  // see server
+    std::optional<std::pair<std::size_t, std::size_t>> swapped_blocks;  // once they are loaded: a fault, to see it noticed
+};
+
+/// Serves one request alone and collects the evidence, which is not part of its time. With settings for a cache that is not open yet,
+/// opens it first, which is.
+single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache, const cache_settings* to_open,
+                     const single_run_settings& how);
+
+}  // namespace mini_engine
