@@ -65,7 +65,7 @@ struct group_state {
         storage(storage_options != nullptr
                     ? std::make_unique<storage_tier<Eviction>>(*storage_options, identity, geometry)
                     : nullptr),
-        index(memory.capacity() + (storage ? storage->capacity() : 0)) {}
+        index(most_nodes()) {}
 
   store::slot_geometry geometry;
   store::slot_identity identity;
@@ -74,6 +74,9 @@ struct group_state {
   block_index<Digest> index;
   std::unordered_map<slot_index, std::vector<slot_waiter>> waiters;
 
+  [[nodiscard]] std::size_t most_nodes() const noexcept {
+    return memory.capacity() + (storage ? storage->capacity() : 0);
+  }
   /// The payload of a slot.
   [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
     return memory.bytes(slot).data() + geometry.header_bytes;
@@ -210,7 +213,9 @@ struct core_state {
   /// A free memory slot, if need be by eviction; `no_slot` when everything is in use. Only for loads, blocks that
   /// still wait to be saved are given up, and then blocks that are leased.
   [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now) {
-    if (g.memory.free_slots() == 0) {
+    // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
+    const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
+    if (g.memory.free_slots() == 0 || needs_node) {
       const std::uint32_t today = lease_clock(now);
       const auto evict = [&](bool keep_unsaved, bool keep_leased) {
         return g.memory.evict([&](slot_index slot) {

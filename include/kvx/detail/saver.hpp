@@ -65,6 +65,11 @@ class saver {
     const node_id parent =
         block == 0 ? no_node : g.index.find(from_block_key<digest_type>(from.parent(block)));
     const node_id node = g.index.insert(key, parent);
+    if (node == no_node) {  // parents that are gone, kept by their cached children, fill the index
+      g.memory.release(slot);
+      drop(*ticket, entry);
+      return std::nullopt;
+    }
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);
     const std::span<const token_id> tokens = from.tokens(block);
