@@ -102,7 +102,7 @@ class cache {
   /// which takes the least of all ranks and truncates the plan.
   [[nodiscard]] std::size_t available(std::span<const block_key> keys) const {
     plan found;
-    core_->match.match(keys, {}, keys.size() * core_->state.block_tokens + 1, found);
+    core_->match.match(keys, {}, keys.size() * core_->state.block_tokens + 1, found, false);
     return found.blocks();
   }
 

@@ -87,6 +87,7 @@ class block_index {
   /// into one before anything else is taken out of the index: its parent is held only by placed children.
   [[nodiscard]] node_id insert(const Digest& key, node_id parent) noexcept {
     if (const node_id known = find(key); known != no_node) {
+      // A node in no tier did not hold its former parent, whose node may be somebody else's by now.
       if (placeless(nodes_[known])) nodes_[known].parent = parent;
       return known;
     }
@@ -247,8 +248,6 @@ class block_index {
     const bool is = value != no_place;
     place.store(value, std::memory_order_release);
     const node_id parent = at.parent;
-    // A node in no tier does not hold its parent, so it must not remember it either.
-    if (placeless(at)) at.parent = no_node;
     if (was == is || parent == no_node) return;
     std::uint16_t& children = nodes_[parent].children[which];
     if (children == 0xFFFFU) return;

@@ -124,6 +124,12 @@ TEST_CASE("scopes, models and shards do not see each other's blocks") {
   kvx::options rank = small_options(root.path());
   rank.tensor_size = 2;
   rank.tensor_rank = 1;
+  {
+    fixture of_rank(rank);
+    CHECK(of_rank.cache.match(chain.tokens(), alice).empty());
+    of_rank.save_all(of_rank.prefill(1, 41, alice));
+  }
+  rank.tensor_rank = 0;
   CHECK(fixture(rank).cache.match(chain.tokens(), alice).empty());
 }
 
@@ -186,6 +192,43 @@ TEST_CASE("memory is bounded: old prompts go, prefixes outlive suffixes, storage
     // Half of the memory may be pinned by one prefetch.
     CHECK(f.load_and_check(plan) >= std::min<std::size_t>(10, fits / 2));
   }
+}
+
+TEST_CASE("a prefix that was saved first, and never used since, still outlives its suffix") {
+  kvx::options o = small_options();
+  o.memory_bytes = 256U << 10U;
+  o.lease = 1ms;
+  fixture f(o);
+  const kvx::sequence chain = f.prefill(1, 41);
+  for (kvx::block_id b = 0; b < 10; b += 2) REQUIRE(f.cache.save(chain, b, pages_from(b, 2)).wait_stored(5s));
+  const kvx::sequence other = f.prefill(2, 41);
+  REQUIRE(f.cache.save(other, 0, pages_from(0, 10)).wait_stored(5s));
+  REQUIRE(f.cache.stats().memory.evicted > 0);
+  REQUIRE(f.cache.stats().memory.evicted < 10);
+  CHECK(f.cache.match(chain.tokens()).blocks() == 10 - f.cache.stats().memory.evicted);
+}
+
+TEST_CASE("a block whose way to storage was cut off goes there with the next save") {
+  kvx_test::temporary_directory root;
+  using faulty = kvx::fault<kvx::posix>;
+  const auto control = std::make_shared<kvx::fault_control>();
+  kvx::options o = small_options(root.path());
+  o.breaker_failures = 100;
+  test_engine engine({});
+  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
+  const kvx::sequence chain = cache.make_sequence(tokens_of(1, 41));
+  for (kvx::block_id b = 0; b < 10; ++b) engine.fill(b, chain.key(b));
+  control->arm({.scope = kvx::fault_scope::writes, .count = kvx::fault_rule::for_ever});
+  const auto failed = cache.save(chain, 0, pages_from(0, 10));
+  REQUIRE(failed.wait_stored(5s));
+  CHECK_FALSE(failed.outcome().ok());
+  CHECK(cache.match(chain.tokens()).blocks() == 10);
+  control->disarm();
+  const auto again = cache.save(chain, 0, pages_from(0, 10));
+  REQUIRE(again.wait_stored(5s));
+  CHECK(again.outcome().ok());
+  CHECK(cache.stats().storage.stored == 10);
 }
 
 TEST_CASE("storage is bounded: the cap holds, evicted blocks are misses, nothing is wrong") {

@@ -40,8 +40,9 @@ class matcher {
       if (e.block < out.blocks()) out.add_extra(e.block, e.bytes);
   }
 
-  /// The same over keys that are known already.
-  void match(std::span<const block_key> known, const block_key& root, std::size_t prompt_tokens, plan& out) const {
+  /// The same over keys that are known already. Only matches that plan something are counted.
+  void match(std::span<const block_key> known, const block_key& root, std::size_t prompt_tokens, plan& out,
+             bool counted = true) const {
     begin(root, out);
     const std::size_t usable = std::min(usable_blocks(prompt_tokens), known.size());
     std::array<digest_type, window> keys;
@@ -51,7 +52,7 @@ class matcher {
       for (std::size_t i = 0; i < count; ++i) keys[i] = from_block_key<digest_type>(known[first + i]);
       if (!look_up(std::span(keys).first(count), seen, out)) break;
     }
-    finish(prompt_tokens, seen, out);
+    finish(prompt_tokens, seen, out, counted);
   }
 
  private:
@@ -111,7 +112,7 @@ class matcher {
     return where == tier::storage && !state_.loads_breaker.closed() ? tier::miss : where;
   }
 
-  void finish(std::size_t prompt_tokens, const scan& seen, plan& out) const {
+  void finish(std::size_t prompt_tokens, const scan& seen, plan& out, bool counted = true) const {
     const std::size_t groups = state_.groups.size();
     const std::size_t blocks = worth_loading(prompt_tokens, seen.best, out);
     out.keys.resize(blocks);
@@ -123,7 +124,7 @@ class matcher {
       out.tiers = std::move(by_group);
     }
     out.lease.id = state_.next_ticket.fetch_add(1, std::memory_order_relaxed);
-    count(prompt_tokens, out);
+    if (counted) count(prompt_tokens, out);
   }
 
   // The prefix with the least of load time and prefill of the rest; longer is better at a tie.

@@ -48,13 +48,21 @@ class saver {
                                           clock::time_point now) {
     group_type& g = *state_.groups[group];
     const digest_type key = from_block_key<digest_type>(from.key(block));
-    if (const node_id known = g.index.find(key);
-        known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
-      decide(*ticket, entry, errc::ok);
-      return std::nullopt;
-    }
     if (from.extra(block).size() > g.geometry.extra_capacity) {
       drop(*ticket, entry);
+      return std::nullopt;
+    }
+    const std::span<const token_id> tokens = from.tokens(block);
+    const std::span<const std::byte> extra = from.extra(block);
+    copy made{entry, group, no_node, no_slot, from.parent(block), {tokens.begin(), tokens.end()}, {extra.begin(), extra.end()}};
+    if (const node_id known = g.index.find(key);
+        known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
+      made.node = known;
+      made.slot = g.index.memory_slot(known);
+      // An earlier save of it may have been dropped on its way to storage.
+      const bool only_in_memory = g.storage && g.index.storage_slot(known) == no_slot;
+      if (only_in_memory && !g.index.memory_busy(known) && !g.memory.dirty(made.slot)) await_write(g, ticket, std::move(made));
+      else decide(*ticket, entry, errc::ok);
       return std::nullopt;
     }
     const slot_index slot = state_.take_memory_slot(g, io_class::save, now);
@@ -72,9 +80,9 @@ class saver {
     }
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);
-    const std::span<const token_id> tokens = from.tokens(block);
-    const std::span<const std::byte> extra = from.extra(block);
-    return copy{entry, group, node, slot, from.parent(block), {tokens.begin(), tokens.end()}, {extra.begin(), extra.end()}};
+    made.node = node;
+    made.slot = slot;
+    return made;
   }
 
   /// A block for which the engine keeps no page: there is nothing to save. Caller holds the lock.
@@ -252,10 +260,14 @@ class saver {
         decide(*j.ticket, c.entry, errc::ok);
         continue;
       }
-      g.memory.set_dirty(c.slot, true);
-      const digest_type key = g.index.key(c.node);
-      waiting_.push_back({j.ticket, std::move(c), key});
+      await_write(g, j.ticket, std::move(c));
     }
+  }
+
+  void await_write(group_type& g, const std::shared_ptr<save_state>& ticket, copy what) {
+    g.memory.set_dirty(what.slot, true);
+    const digest_type key = g.index.key(what.node);
+    waiting_.push_back({ticket, std::move(what), key});
   }
 
   // Memory may have given the block up since, and its slot and node may be somebody else's now.
