@@ -73,6 +73,7 @@ totals launch(const launch_options& with, Progress&& progress) {
   const storage_root root(with.directory);
   std::vector<channel> to_ranks;
   std::vector<::pid_t> children;
+  std::fflush(nullptr);  // or each rank would write once more at its end what waits in the buffers
   for (std::uint16_t rank = 0; rank < ranks; ++rank) {
     auto [here, there] = channel::make_pair();
     const ::pid_t child = ::fork();

@@ -109,6 +109,12 @@ class scheduler {
     for (kvx::token_id& token : out) token = static_cast<kvx::token_id>(below(32'000));
     return out;
   }
+  // For a later prompt to go on from.
+  void remember(std::size_t adapter, const std::vector<kvx::token_id>& tokens) {
+    if (tokens.size() >= most_conversation_tokens) return;
+    if (conversations_.size() < most_conversations) conversations_.emplace_back();
+    conversations_[below(conversations_.size())] = {adapter, tokens};
+  }
   [[nodiscard]] request new_prompt() {
     request r;
     if (!conversations_.empty() && once_in(3)) {
@@ -277,6 +283,12 @@ class scheduler {
     const std::size_t accepted = std::min(1 + below(1 + draft_tokens), r.to_sample);
     totals_.rejected_drafts += proposed.size() - accepted;
     r.tokens.resize(r.committed);
+    // What this request rejects, another one's user may well say.
+    if (once_in(8)) {
+      std::vector<kvx::token_id> drafted = r.tokens;
+      drafted.insert(drafted.end(), proposed.begin(), proposed.end());
+      remember(r.adapter, drafted);
+    }
     r.tokens.insert(r.tokens.end(), proposed.begin(), proposed.begin() + static_cast<std::ptrdiff_t>(accepted));
     r.committed += accepted;
     r.to_sample -= accepted;
@@ -292,10 +304,7 @@ class scheduler {
 
   void finish(std::uint64_t id, request& r) {
     ++totals_.finished;
-    if (r.tokens.size() < most_conversation_tokens) {
-      if (conversations_.size() < most_conversations) conversations_.emplace_back();
-      conversations_[below(conversations_.size())] = {r.adapter, r.tokens};
-    }
+    remember(r.adapter, r.tokens);
     if (!r.matched.empty()) some_keys_ = r.matched;
     retire(id, r, false);
   }
