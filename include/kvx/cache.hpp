@@ -86,13 +86,17 @@ class cache {
     core_->match.match(tokens, detail::from_block_key<digest_type>(from), extras, chain, found);
     core_->state.metrics.latency.match.record(clock::now() - started);
   }
-  /// The same for a sequence, whose keys are known already.
+  /// The same for a sequence, whose keys are known already. An engine that hashes itself makes one from its keys
+  /// alone (`sequence::append_key`) and leaves out the last token's block.
   [[nodiscard]] plan match(const sequence& prompt) const {
     plan found;
     const auto started = clock::now();
-    core_->match.match(prompt.keys(), prompt.root(), prompt.tokens().size(), found);
-    found.tokens.assign(prompt.tokens().begin(),
-                        prompt.tokens().begin() + static_cast<std::ptrdiff_t>(found.matched_tokens()));
+    const bool has_tokens = !prompt.tokens().empty();
+    const std::size_t tokens = has_tokens ? prompt.tokens().size() : prompt.blocks() * prompt.block_tokens() + 1;
+    core_->match.match(prompt.keys(), prompt.root(), tokens, found);
+    if (has_tokens)
+      found.tokens.assign(prompt.tokens().begin(),
+                          prompt.tokens().begin() + static_cast<std::ptrdiff_t>(found.matched_tokens()));
     for (std::size_t b = 0; b < found.blocks(); ++b)
       if (const auto extra = prompt.extra(b); !extra.empty()) found.add_extra(b, extra);
     core_->state.metrics.latency.match.record(clock::now() - started);
@@ -102,7 +106,7 @@ class cache {
   /// which takes the least of all ranks and truncates the plan.
   [[nodiscard]] std::size_t available(std::span<const block_key> keys) const {
     plan found;
-    core_->match.match(keys, {}, keys.size() * core_->state.block_tokens + 1, found, false);
+    core_->match.match(keys, {}, keys.size() * core_->state.block_tokens + 1, found, detail::matching::available);
     return found.blocks();
   }
 
@@ -154,15 +158,17 @@ class cache {
     if (size == 0) return;
     const std::size_t known = chain.blocks();
     chain.append(tokens);
+    // The last block may be filled by a later call, and its extras count then as well.
+    for (const block_extra& e : extras)
+      if (e.block >= known) chain.add_extra(e.block, e.bytes);
     const std::size_t blocks = chain.tokens().size() / size;
     if (blocks == known) return;
     digest_type parent = detail::from_block_key<digest_type>(chain.parent(known));
     std::vector<digest_type> keys(blocks - known);
     key_chain<Hasher> hashing;
-    hashing.extend(chain.tokens().subspan(known * size, keys.size() * size), size, extras, parent, keys, known);
+    const std::vector<block_extra> all = chain.extras_from(known);
+    hashing.extend(chain.tokens().subspan(known * size, keys.size() * size), size, all, parent, keys, known);
     for (const digest_type& key : keys) chain.append_key(to_block_key(key));
-    for (const block_extra& e : extras)
-      if (e.block >= known && e.block < blocks) chain.add_extra(e.block, e.bytes);
   }
 
   /// Forgets blocks in every tier, other writers' in this process only. Blocks in use are left alone.

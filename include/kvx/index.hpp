@@ -28,9 +28,10 @@ inline constexpr node_id no_node = 0xFFFF'FFFFU;
 template <class Digest>
 class block_index {
  public:
-  /// Shape   capacity: the most nodes there will ever be; below 2^28
-  explicit block_index(std::size_t capacity)
-      : nodes_(capacity), bucket_mask_(bucket_count(capacity) - 1), heads_(bucket_mask_ + 1), sequences_(stripe_count) {
+  /// Shape   capacity: the most nodes there will ever be; below 2^28; seed: secret, against keys that are made to
+  ///         share a bucket
+  explicit block_index(std::size_t capacity, std::uint64_t seed = 0)
+      : seed_(seed), nodes_(capacity), bucket_mask_(bucket_count(capacity) - 1), heads_(bucket_mask_ + 1), sequences_(stripe_count) {
     for (auto& head : heads_) head.store(no_node, std::memory_order_relaxed);
     for (std::size_t i = capacity; i-- > 0;) {
       nodes_[i].next.store(free_, std::memory_order_relaxed);
@@ -58,7 +59,8 @@ class block_index {
         }
         n = at.next.load(std::memory_order_acquire);
       }
-      if (sequence.load(std::memory_order_relaxed) == before && steps < max_steps) return found;
+      // A chain that really is this long is no accident; what is behind it is a miss.
+      if (sequence.load(std::memory_order_relaxed) == before) return found;
     }
   }
 
@@ -217,8 +219,10 @@ class block_index {
     return true;
   }
   [[nodiscard]] std::size_t bucket_of(const words& key) const noexcept {
-    // Digests are uniform; the multiplication only guards against engines whose own keys are not.
-    return ((key[0] ^ key[word_count - 1]) * 0x9E37'79B9'7F4A'7C15U >> 16U) & bucket_mask_;
+    // Digests are uniform, but keys may be an engine's own, or chosen by somebody who wants them all in one bucket.
+    std::uint64_t mixed = (key[0] ^ seed_) * 0x9E37'79B9'7F4A'7C15U;
+    mixed = ((mixed ^ (mixed >> 32U)) + key[word_count - 1]) * 0xD6E8'FEB8'6659'FD93U;
+    return (mixed >> 24U) & bucket_mask_;
   }
   [[nodiscard]] static std::size_t stripe_of(std::size_t bucket) noexcept { return bucket % stripe_count; }
 
@@ -261,6 +265,7 @@ class block_index {
   template <class T>
   using array = std::vector<T, detail::huge_page_allocator<T>>;
 
+  const std::uint64_t seed_;
   array<node> nodes_;
   std::size_t bucket_mask_;
   mutable array<std::atomic<node_id>> heads_;

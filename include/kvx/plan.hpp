@@ -33,7 +33,7 @@ struct plan {
   std::vector<block_key> keys;
   std::vector<tier> tiers;
   std::vector<token_id> tokens;
-  /// Extra bytes of blocks that have some: (block, bytes), ascending.
+  /// Extra bytes of blocks that have some: (block, bytes).
   std::vector<std::pair<std::uint32_t, std::vector<std::byte>>> extras;
 
   [[nodiscard]] std::size_t blocks() const noexcept { return keys.size(); }
@@ -55,9 +55,9 @@ struct plan {
 
   /// Several extras of one block are kept as one, in the order given.
   void add_extra(std::size_t block, std::span<const std::byte> bytes) {
-    if (extras.empty() || extras.back().first != block)
-      extras.emplace_back(static_cast<std::uint32_t>(block), std::vector<std::byte>{});
-    extras.back().second.insert(extras.back().second.end(), bytes.begin(), bytes.end());
+    auto at = std::find_if(extras.begin(), extras.end(), [block](const auto& extra) { return extra.first == block; });
+    if (at == extras.end()) at = extras.emplace(at, static_cast<std::uint32_t>(block), std::vector<std::byte>{});
+    at->second.insert(at->second.end(), bytes.begin(), bytes.end());
   }
 
   /// Keeps the first `count` blocks, e.g. the least that every rank has.

@@ -26,18 +26,28 @@ class sequence {
   [[nodiscard]] std::size_t blocks() const noexcept { return keys_.size(); }
   [[nodiscard]] std::uint32_t block_tokens() const noexcept { return block_tokens_; }
   [[nodiscard]] std::span<const token_id> tokens() const noexcept { return tokens_; }
+  /// Empty where the engine gave keys and no tokens.
   [[nodiscard]] std::span<const token_id> tokens(std::size_t block) const noexcept {
+    if (tokens_.size() < (block + 1) * block_tokens_) return {};
     return std::span<const token_id>(tokens_).subspan(block * block_tokens_, block_tokens_);
   }
   [[nodiscard]] const block_key& key(std::size_t block) const noexcept { return keys_[block]; }
   [[nodiscard]] const block_key& parent(std::size_t block) const noexcept { return block == 0 ? root_ : keys_[block - 1]; }
   [[nodiscard]] std::span<const block_key> keys() const noexcept { return keys_; }
   [[nodiscard]] const block_key& root() const noexcept { return root_; }
-  /// Extra bytes of a block; empty for most.
-  [[nodiscard]] std::span<const std::byte> extra(std::size_t block) const noexcept {
+  /// Extra bytes of a block, all of them in the order given; empty for most.
+  [[nodiscard]] std::vector<std::byte> extra(std::size_t block) const {
+    std::vector<std::byte> all;
     for (const auto& [index, bytes] : extras_)
-      if (index == block) return bytes;
-    return {};
+      if (index == block) all.insert(all.end(), bytes.begin(), bytes.end());
+    return all;
+  }
+  /// The extras of the blocks from `first` on, also of the one that is not full yet.
+  [[nodiscard]] std::vector<block_extra> extras_from(std::size_t first) const {
+    std::vector<block_extra> out;
+    for (const auto& [index, bytes] : extras_)
+      if (index >= first) out.push_back({index, bytes});
+    return out;
   }
 
   /// Forgets everything from token `count` on, e.g. rejected speculation.
@@ -45,16 +55,14 @@ class sequence {
     if (count >= tokens_.size()) return;
     tokens_.resize(count);
     keys_.resize(count / block_tokens_);
-    std::erase_if(extras_, [this](const auto& extra) { return extra.first >= keys_.size(); });
+    std::erase_if(extras_, [&](const auto& extra) { return extra.first * block_tokens_ >= count; });
   }
 
   /// Appends tokens whose full blocks `keys` continue the chain; for `cache::extend`.
   void append(std::span<const token_id> tokens) { tokens_.insert(tokens_.end(), tokens.begin(), tokens.end()); }
   void append_key(const block_key& key) { keys_.push_back(key); }
-  /// Several extras of one block are kept as one, in the order given.
   void add_extra(std::size_t block, std::span<const std::byte> bytes) {
-    if (extras_.empty() || extras_.back().first != block) extras_.emplace_back(block, std::vector<std::byte>{});
-    extras_.back().second.insert(extras_.back().second.end(), bytes.begin(), bytes.end());
+    extras_.emplace_back(block, std::vector<std::byte>(bytes.begin(), bytes.end()));
   }
 
  private:

@@ -185,7 +185,9 @@ class prefetch_ticket {
   [[nodiscard]] std::size_t ready_blocks() const noexcept {
     if (!state_) return 0;
     while (prefix_ < state_->entries() && state_->outcome(prefix_) == errc::ok) ++prefix_;
-    return prefix_ == state_->entries() ? state_->blocks : state_->wanted[prefix_].block;
+    if (prefix_ == state_->entries()) return state_->blocks;
+    // Other groups were fetched for the whole plan's boundary only: a shorter one is of no use to them.
+    return state_->what->groups > 1 ? 0 : state_->wanted[prefix_].block;
   }
   /// Blocks of the plan.
   [[nodiscard]] std::size_t planned_blocks() const noexcept { return state_ ? state_->blocks : 0; }

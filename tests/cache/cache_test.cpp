@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "temporary_directory.hpp"
@@ -27,6 +28,14 @@ kvx::options small_options(const std::string& root = {}) {
   o.prompts_trusted = true;
   return o;
 }
+
+/// The worst hasher there is.
+struct colliding {
+  using digest_type = kvx::digest<16>;
+  static constexpr std::uint32_t id = 77;
+  static constexpr bool collision_resistant = false;
+  static digest_type hash(std::span<const std::byte>) noexcept { return {}; }
+};
 
 /// An engine, a cache over it, and a prompt that was prefilled and saved.
 struct fixture {
@@ -341,4 +350,166 @@ TEST_CASE("what loads slower than it computes is left out of the plan") {
   o.prefill = kvx::prefill_cost{1e-12, 0};
   fixture f(o);
   CHECK(f.cache.match(tokens).blocks() == 10);  // nothing is known of storage yet
+}
+
+TEST_CASE("an extra counts also when its block is filled later, and after a rollback") {
+  fixture f(small_options());
+  const std::string one = "image one";
+  const std::string two = "image two";
+  const auto chain_of = [&](const std::string& image, bool rolled_back) {
+    const std::vector<kvx::token_id> tokens = tokens_of(9, 9);
+    const kvx::block_extra extra{1, std::as_bytes(std::span(image))};
+    kvx::sequence chain = f.cache.make_sequence(std::span(tokens).first(6), {}, {&extra, 1});
+    if (rolled_back) {
+      f.cache.extend(chain, tokens_of(10, 2));
+      chain.truncate(6);
+    }
+    f.cache.extend(chain, std::span(tokens).subspan(6));
+    return chain;
+  };
+  CHECK(chain_of(one, false).key(0) == chain_of(two, false).key(0));
+  CHECK(chain_of(one, false).key(1) != chain_of(two, false).key(1));
+  CHECK(chain_of(one, true).key(1) == chain_of(one, false).key(1));
+  const std::vector<kvx::token_id> tokens = tokens_of(9, 9);
+  const kvx::block_extra extra{1, std::as_bytes(std::span(one))};
+  CHECK(f.cache.make_sequence(tokens, {}, {&extra, 1}).key(1) == chain_of(one, false).key(1));
+}
+
+TEST_CASE("an engine that hashes itself saves and matches by keys alone") {
+  kvx_test::temporary_directory root;
+  const auto chain_of = [] {
+    kvx::sequence chain({}, 4);
+    for (std::uint8_t b = 1; b <= 5; ++b) {
+      kvx::block_key key;
+      key.bytes[0] = std::byte{b};
+      key.bytes[15] = std::byte{0x77};
+      chain.append_key(key);
+    }
+    return chain;
+  };
+  {
+    fixture f(small_options(root.path()));
+    const kvx::sequence chain = chain_of();
+    for (kvx::block_id b = 0; b < 5; ++b) f.engine.fill(b, chain.key(b));
+    f.save_all(chain);
+    CHECK(f.load_and_check(f.cache.match(chain)) == 5);
+  }
+  fixture again(small_options(root.path()));
+  const kvx::plan plan = again.cache.match(chain_of());
+  REQUIRE(plan.blocks() == 5);
+  CHECK(plan.where(4) == kvx::tier::storage);
+  CHECK(again.load_and_check(plan) == 5);
+}
+
+TEST_CASE("a plan that does not fit is refused and costs no block") {
+  kvx_test::temporary_directory root;
+  std::vector<kvx::token_id> tokens;
+  {
+    fixture f(small_options(root.path()));
+    const kvx::sequence chain = f.prefill(1, 41);
+    f.save_all(chain);
+    tokens.assign(chain.tokens().begin(), chain.tokens().end());
+  }
+  fixture f(small_options(root.path()));
+  const kvx::plan good = f.cache.match(tokens);
+  REQUIRE(good.blocks() == 10);
+  kvx::plan other_root = good;
+  other_root.root.bytes[3] ^= std::byte{1};
+  kvx::plan other_tokens = good;
+  other_tokens.tokens[5] ^= 1;
+  kvx::plan other_size = good;
+  other_size.block_tokens = 8;
+  kvx::plan other_tiers = good;
+  other_tiers.tiers.pop_back();
+  for (const kvx::plan* bad : {&other_root, &other_tokens, &other_size, &other_tiers}) {
+    const auto pre = f.cache.prefetch(*bad);
+    REQUIRE(pre.wait_for(5s));
+    const std::size_t ready = pre.ready_blocks();
+    const auto loaded = f.cache.load(*bad, pages_from(32, bad->blocks()));
+    // A read that somebody else began is joined as it is; the load then sees what does not fit.
+    CHECK((ready < 10 || loaded.loaded_blocks() < 10));
+    REQUIRE(f.cache.drain(5s));
+  }
+  CHECK(f.cache.match(tokens).blocks() == 10);
+  CHECK(f.load_and_check(good) == 10);
+}
+
+TEST_CASE("a hasher that collides cannot make a load serve another block's tokens") {
+  test_engine engine({});
+  kvx::cache<kvx::layout, colliding, kvx::lru, kvx::posix, kvx::host_transfer> cache(small_options(), engine.layout());
+  const kvx::sequence chain = cache.make_sequence(tokens_of(1, 5));
+  REQUIRE(cache.save(chain, 0, pages_from(0, 1)).wait_stored(5s));
+  const kvx::plan mine = cache.match(chain.tokens());
+  CHECK(cache.load(mine, pages_from(8, 1)).loaded_blocks() == 1);
+  const kvx::plan theirs = cache.match(tokens_of(2, 5));
+  REQUIRE(theirs.blocks() == 1);
+  CHECK(cache.load(theirs, pages_from(8, 1)).loaded_blocks() == 0);
+}
+
+TEST_CASE("caches that come and go on one runtime leave nothing behind") {
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  const auto shared = std::make_shared<kvx::runtime<kvx::posix>>(o.memory_bytes);
+  test_engine engine({});
+  for (std::uint64_t round = 0; round < 4; ++round) {
+    o.identity.revision = std::to_string(round % 2);
+    kvx::host_cache<> cache(o, engine.layout(), shared);
+    const kvx::sequence chain = cache.make_sequence(tokens_of(1, 41));
+    for (kvx::block_id b = 0; b < 10; ++b) engine.fill(b, chain.key(b));
+    CHECK(cache.match(chain).blocks() == (round < 2 ? 0 : 10));
+    REQUIRE(cache.save(chain, 0, pages_from(0, 10)).wait_stored(5s));
+  }
+}
+
+TEST_CASE("tickets are decided when the cache goes before storage answers") {
+  using faulty = kvx::fault<kvx::posix>;
+  kvx_test::temporary_directory root;
+  const auto control = std::make_shared<kvx::fault_control>();
+  kvx::options o = small_options(root.path());
+  o.drain_deadline = 50ms;
+  test_engine engine({});
+  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  kvx::save_ticket saved;
+  {
+    kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
+    control->arm({.kind = kvx::fault_kind::never, .count = kvx::fault_rule::for_ever});
+    const kvx::sequence chain = cache.make_sequence(tokens_of(1, 41));
+    saved = cache.save(chain, 0, pages_from(0, 10));
+    std::this_thread::sleep_for(20ms);
+  }
+  REQUIRE(saved.stored());
+  CHECK(saved.outcome().code() == kvx::errc::closed);
+  control->release_all();
+}
+
+TEST_CASE("storage that hangs opens the breaker, though each request has a single read under way") {
+  using faulty = kvx::fault<kvx::posix>;
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  std::vector<kvx::token_id> tokens;
+  {
+    fixture f(o);
+    const kvx::sequence chain = f.prefill(1, 5);
+    f.save_all(chain);
+    tokens.assign(chain.tokens().begin(), chain.tokens().end());
+  }
+  const auto control = std::make_shared<kvx::fault_control>();
+  o.load_deadline = 10ms;
+  o.breaker_failures = 3;
+  o.breaker_pause = 50ms;
+  test_engine engine({});
+  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
+  control->arm({.kind = kvx::fault_kind::never, .count = kvx::fault_rule::for_ever});
+  for (int request = 0; request < 3; ++request) {
+    const kvx::plan plan = cache.match(tokens);
+    REQUIRE(plan.blocks() == 1);
+    REQUIRE(cache.prefetch(plan).wait_for(5s));
+  }
+  CHECK(cache.stats().breaker_load.opened == 1);
+  CHECK(cache.match(tokens).where(0) == kvx::tier::pending);  // its read is still under way
+  control->disarm();
+  control->release_all();
+  for (int patience = 0; patience < 500 && cache.stats().breaker_load.closed == 0; ++patience) std::this_thread::sleep_for(10ms);
+  CHECK(cache.stats().breaker_load.closed == 1);
 }

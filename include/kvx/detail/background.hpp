@@ -7,6 +7,8 @@
 #include <kvx/detail/loader.hpp>
 #include <kvx/detail/saver.hpp>
 
+#include <cerrno>
+#include <system_error>
 #include <thread>
 
 namespace kvx::detail {
@@ -30,9 +32,16 @@ class background {
   background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save)
       : state_(state), fetch_(fetch), load_(load), save_(save) {}
 
+  /// Errors  throws unsupported: the system starts no more threads
   void start() {
-    pump_ = std::thread([this] { pump(); });
-    if (has_storage()) keeper_ = std::thread([this] { keep(); });
+    try {
+      pump_ = std::thread([this] { pump(); });
+      if (has_storage()) keeper_ = std::thread([this] { keep(); });
+    } catch (const std::system_error& refused) {
+      static_cast<void>(stop(clock::now()));
+      throw error(errc::unsupported, std::string("the cache cannot start its threads (") + refused.what() +
+                                         "); raise the process's or the container's limit of threads");
+    }
   }
 
   /// Ends both threads. Copies may never end and the keeper may hang in a system call: then false is returned,
@@ -248,7 +257,9 @@ class background {
         request.context = read;
         request.done = [](void* context, const io_result& outcome) noexcept {
           const std::unique_ptr<probe_read> ended(static_cast<probe_read*>(context));
-          ended->owner->probed(outcome.error == 0);
+          // A slab that is gone or short says nothing against the device.
+          const bool answered = outcome.error == 0 || outcome.error == ESTALE || outcome.error == ENOENT || outcome.error == ENODATA;
+          ended->owner->probed(answered);
         };
         ++state_.reads_under_way;
         state_.runtime->io().submit({&request, 1});

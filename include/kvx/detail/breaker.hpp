@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <utility>
 
 namespace kvx::detail {
 
@@ -35,19 +36,25 @@ class breaker {
     state_.store(state::open, std::memory_order_relaxed);
     return was_closed;
   }
-  /// True once per pause: the caller sends the one probe.
+  /// True once per pause: the caller sends a probe. One that never answered is followed by another.
   [[nodiscard]] bool wants_probe(clock::time_point at) noexcept {
-    if (state_.load(std::memory_order_relaxed) != state::open || at < opened_ + pause_) return false;
+    if (closed() || at < opened_ + pause_) return false;
+    opened_ = at;
+    probe_taken_ = false;
     state_.store(state::half_open, std::memory_order_relaxed);
     return true;
   }
-  [[nodiscard]] clock::time_point next_probe() const noexcept { return opened_ + pause_; }
+  /// Half open: true for the one operation that is the probe.
+  [[nodiscard]] bool takes_probe() noexcept {
+    return now() == state::half_open && !std::exchange(probe_taken_, true);
+  }
 
  private:
   unsigned limit_;
   std::chrono::milliseconds pause_;
   unsigned in_a_row_ = 0;
   clock::time_point opened_{};
+  bool probe_taken_ = false;
   std::atomic<state> state_{state::closed};
 };
 

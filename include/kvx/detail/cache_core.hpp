@@ -24,7 +24,8 @@ struct cache_core final : ticket_owner {
 
   cache_core(const options& configured, Layout engine_layout, std::shared_ptr<kvx::runtime<Io>> shared,
              Transfer engine_transfer)
-      : layout(std::move(engine_layout)),
+      : runtime(shared),
+        layout(std::move(engine_layout)),
         transfer(std::move(engine_transfer)),
         state(checked(configured), std::move(shared)),
         match(state, layout),
@@ -34,13 +35,19 @@ struct cache_core final : ticket_owner {
         threads(state, fetch, load, save) {
     state.block_tokens = layout.block_tokens();
     make_groups();
-    if (const status s = transfer.register_arena(state.runtime->memory().bytes()); !s.ok())
-      throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" + std::string(to_string(s.code())) +
-                                "); copies would silently be slow, so free host memory or lower memory_bytes");
     for (const auto& g : state.groups)
       if (g->storage) recover(*g);
   }
 
+  ~cache_core() override {
+    for (const auto& part : carved) runtime->memory().give_back(part);
+  }
+  cache_core(const cache_core&) = delete;
+  cache_core& operator=(const cache_core&) = delete;
+
+  // First, so that it outlives the transfer engine, which may have registered its arena with a device.
+  const std::shared_ptr<kvx::runtime<Io>> runtime;
+  std::vector<std::span<std::byte>> carved;
   const Layout layout;
   Transfer transfer;
   state_type state;
@@ -52,7 +59,7 @@ struct cache_core final : ticket_owner {
 
   [[nodiscard]] prefetch_ticket prefetch(plan what, std::size_t first, std::weak_ptr<ticket_owner> self) {
     state.metrics.prefetch.calls.add();
-    if (what.groups != state.groups.size()) what.truncate(0);
+    if (!state.fits(what)) what = plan{};
     const std::size_t blocks = what.blocks();
     std::vector<prefetch_state::entry> wanted;
     for (std::size_t b = first; b < blocks; ++b)
@@ -64,7 +71,11 @@ struct cache_core final : ticket_owner {
     auto ticket = std::make_shared<prefetch_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
                                                    std::make_shared<const plan>(std::move(what)), std::move(wanted), first,
                                                    now + state.opts.load_deadline);
-    if (ticket->entries() == 0) return {ticket, std::move(self)};
+    if (ticket->entries() == 0) {
+      const std::lock_guard lock(state.mutex);
+      state.complete(ticket->id(), completion::operation::prefetch, {});
+      return {ticket, std::move(self)};
+    }
     typename fetcher<Hasher, Eviction, Io>::requests requests;
     {
       const std::lock_guard lock(state.mutex);
@@ -96,7 +107,10 @@ struct cache_core final : ticket_owner {
     {
       const std::lock_guard lock(state.mutex);
       ticket->pieces_copying = pieces;
-      if (pieces == 0) saver_type::release_source(*ticket);
+      if (pieces == 0) {
+        saver_type::release_source(*ticket);
+        state.complete(ticket->id(), completion::operation::save, {});
+      }
     }
     for (std::size_t b = 0; b < blocks; b += blocks_per_piece())
       save_piece(ticket, from, first, ids, b, std::min(blocks, b + blocks_per_piece()), stream, now);
@@ -145,12 +159,9 @@ struct cache_core final : ticket_owner {
       fetch.shut_down(clock::now());
     }
     static_cast<void>(drain(until));
-    {
-      const std::lock_guard lock(state.mutex);
-      save.shut_down();
-    }
     const bool ended = threads.stop(std::max(until, clock::now() + std::chrono::milliseconds{100}));
     const std::lock_guard lock(state.mutex);
+    save.close();
     const std::size_t buffers = state.reads_under_way + state.writes_under_way;
     const bool whole = ended && buffers == 0 && !load.poll(clock::now()) && !save.copying();
     if (!whole) state.runtime->count_leak(buffers, state.opts.memory_bytes);
@@ -256,6 +267,12 @@ struct cache_core final : ticket_owner {
     if (o.pipeline_rank >= o.pipeline_size) refuse("pipeline_rank must be below pipeline_size");
     if (o.load_deadline.count() <= 0 || o.save_deadline.count() <= 0)
       refuse("load_deadline and save_deadline must be positive; raise them rather than switch them off");
+    constexpr std::chrono::hours most_patience{24 * 365};  // sums with the clock must not overflow
+    for (const std::chrono::milliseconds given : {o.lease, o.load_deadline, o.save_deadline, o.drain_deadline, o.breaker_pause})
+      if (given < std::chrono::milliseconds{0} || given > most_patience)
+        refuse("lease, load_deadline, save_deadline, drain_deadline and breaker_pause must be from 0 to a year");
+    if (o.writer_dead_after < std::chrono::milliseconds{20} || o.writer_dead_after > most_patience)
+      refuse("writer_dead_after must be from 20 ms to a year; on a network file system give minutes");
     if (o.breaker_failures == 0) refuse("breaker_failures is 0; give the number of failures in a row that open it");
     return o;
   }
@@ -283,10 +300,14 @@ struct cache_core final : ticket_owner {
         throw error(errc::bad_argument, "memory_bytes: " + std::to_string(o.memory_bytes) + " holds " + std::to_string(slots) +
                                             " blocks of " + std::to_string(all) + " bytes; give at least " +
                                             std::to_string(least_slots * all));
-      const auto memory = state.runtime->memory().carve(slots * shapes[g].stride);
-      if (!memory)
+      const auto memory_part = runtime->memory().carve(slots * shapes[g].stride);
+      if (!memory_part)
         throw error(errc::no_space, "memory_bytes: the runtime's arena has no " + std::to_string(slots * shapes[g].stride) +
                                         " bytes left for this cache; enlarge the runtime or lower memory_bytes");
+      carved.push_back(*memory_part);
+      if (const status s = transfer.register_arena(*memory_part); !s.ok())
+        throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" + std::string(to_string(s.code())) +
+                                  "); copies would silently be slow, so free host memory or lower memory_bytes");
       const shard where{static_cast<std::uint16_t>(g), o.tensor_rank,     o.tensor_size,
                         o.pipeline_rank,               o.pipeline_size, layout.fingerprint(g)};
       store::store_options at;
@@ -295,13 +316,18 @@ struct cache_core final : ticket_owner {
       at.extent_bytes = o.extent_bytes;
       at.dead_after = o.writer_dead_after;
       at.digest_bytes = digest_type::size();
-      state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id}, *memory,
+      state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id}, *memory_part,
                                                           o.root.empty() ? nullptr : &at));
     }
   }
 
   // Parents come before their children in what a store recovers, so links are made as blocks arrive.
   void recover(group_type& g) {
+    constexpr std::size_t most_slots = std::size_t{1} << 28U;  // what a place in the index can say
+    if (g.storage->capacity() >= most_slots || g.memory.capacity() >= most_slots)
+      throw error(errc::bad_argument, "storage_bytes: " + std::to_string(g.storage->capacity()) + " blocks of " +
+                                          std::to_string(g.geometry.stride) + " bytes; at most " + std::to_string(most_slots) +
+                                          " can be indexed, so lower it or raise the layout's block_tokens");
     g.storage->store().on_files([&io = state.runtime->io()](int file, bool open) {
       if (open) io.attach(file);
       else io.detach(file);
@@ -310,10 +336,13 @@ struct cache_core final : ticket_owner {
       const digest_type key = from_block_key<digest_type>(block.key);
       const node_id parent = g.index.find(from_block_key<digest_type>(block.parent));
       const node_id node = g.index.insert(key, parent);
-      if (node == no_node || g.index.storage_slot(node) != no_slot) return;
+      if (node == no_node) return;
+      // Later records are newer, and the oldest writers' extents are reclaimed first.
+      const slot_index older = g.index.storage_slot(node);
+      if (older != no_slot) g.storage->forget(older);
+      else state.metrics.storage.blocks.add();
       g.storage->assign(block.where, node);
       g.index.set_storage(node, block.where, false);
-      state.metrics.storage.blocks.add();
     });
     if (!recovered.ok())
       throw error(recovered.code(), "root '" + state.opts.root + "' cannot be read; check its permissions and mount");

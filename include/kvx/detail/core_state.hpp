@@ -7,6 +7,7 @@
 #include <kvx/concepts/layout.hpp>
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/breaker.hpp>
+#include <kvx/detail/random.hpp>
 #include <kvx/index.hpp>
 #include <kvx/metrics/counters.hpp>
 #include <kvx/metrics/throughput.hpp>
@@ -65,7 +66,7 @@ struct group_state {
         storage(storage_options != nullptr
                     ? std::make_unique<storage_tier<Eviction>>(*storage_options, identity, geometry)
                     : nullptr),
-        index(most_nodes()) {}
+        index(most_nodes(), secret()) {}
 
   store::slot_geometry geometry;
   store::slot_identity identity;
@@ -73,9 +74,27 @@ struct group_state {
   std::unique_ptr<storage_tier<Eviction>> storage;
   block_index<Digest> index;
   std::unordered_map<slot_index, std::vector<slot_waiter>> waiters;
+  // When nothing could be evicted, looking again at once would cost a walk over all slots for each block.
+  std::chrono::steady_clock::time_point no_slot_before{};
+  std::chrono::steady_clock::time_point no_place_before{};
 
   [[nodiscard]] std::size_t most_nodes() const noexcept {
     return memory.capacity() + (storage ? storage->capacity() : 0);
+  }
+  [[nodiscard]] static std::uint64_t secret() {
+    std::uint64_t word = 0;
+    // Without it the index works as well, for those who trust their prompts.
+    if (const auto id = random_id()) std::memcpy(&word, id->bytes.data(), sizeof word);
+    return word;
+  }
+  /// Where a slot's header keeps the tokens of its block.
+  [[nodiscard]] std::span<std::byte> header_tokens(slot_index slot) const noexcept {
+    return memory.bytes(slot).subspan(geometry.tokens_offset(), geometry.token_capacity * sizeof(token_id));
+  }
+  /// Whether a slot's block has these tokens. Its key says so already; this is against a weak hasher and mistakes.
+  [[nodiscard]] bool holds_tokens(slot_index slot, std::span<const token_id> tokens) const noexcept {
+    const std::span<const std::byte> kept = header_tokens(slot);
+    return tokens.empty() || (tokens.size_bytes() == kept.size() && std::memcmp(kept.data(), tokens.data(), kept.size()) == 0);
   }
   /// The payload of a slot.
   [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
@@ -168,6 +187,8 @@ struct core_state {
   }
   [[nodiscard]] std::size_t pin_limit(const group_type& g) const noexcept { return g.memory.capacity() / 2; }
 
+  static constexpr std::chrono::milliseconds no_victim_pause{5};
+
   static constexpr std::size_t most_completions = 4096;
   void complete(std::uint64_t ticket, completion::operation kind, status outcome) {
     // Nobody is obliged to poll: the oldest go, tickets themselves still know.
@@ -216,10 +237,13 @@ struct core_state {
     // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
     const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
     if (g.memory.free_slots() == 0 || needs_node) {
+      if (purpose == io_class::save && now < g.no_slot_before) return no_slot;
       const std::uint32_t today = lease_clock(now);
       const auto evict = [&](bool keep_unsaved, bool keep_leased) {
         return g.memory.evict([&](slot_index slot) {
           const node_id node = g.memory.node_of(slot);
+          // Where a node is needed, giving up a block that keeps its node would gain nothing.
+          if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node))) return true;
           return g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
                  (keep_leased && g.index.lease(node) > today);
         });
@@ -227,7 +251,10 @@ struct core_state {
       slot_index victim = evict(true, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, false);
-      if (victim == no_slot) return no_slot;
+      if (victim == no_slot) {
+        g.no_slot_before = now + no_victim_pause;
+        return no_slot;
+      }
       drop_memory(g, victim);
       metrics.memory.evicted.add();
     }
@@ -253,6 +280,13 @@ struct core_state {
     g.index.clear_storage(node);
     g.index.erase_if_unused(node);
     metrics.storage.blocks.sub();
+  }
+
+  /// Whether a plan, perhaps from another process, is one for this cache.
+  [[nodiscard]] bool fits(const plan& what) const noexcept {
+    return what.groups == groups.size() && (what.empty() || what.block_tokens == block_tokens) &&
+           what.tiers.size() == groups.size() * what.blocks() &&
+           (what.tokens.empty() || what.tokens.size() == what.matched_tokens());
   }
 
   /// Blocks of a plan that group g needs for a resume at block `boundary`, as [first, boundary).

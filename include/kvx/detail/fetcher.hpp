@@ -78,7 +78,7 @@ class fetcher {
     clock::time_point next = clock::time_point::max();
     std::erase_if(active_, [&](const std::shared_ptr<prefetch_state>& ticket) {
       if (!ticket->finished() && ticket->deadline <= now) {
-        count_late_reads(*ticket, now);
+        count_late_reads(now);
         give_up(ticket, errc::timed_out, now);
       }
       if (ticket->finished() && ticket->pins_expire <= now) unpin(*ticket);
@@ -136,6 +136,7 @@ class fetcher {
     if (node == no_node) return refuse_from(next, errc::miss, now);
     if (const slot_index ready = g.index.memory_slot(node); ready != no_slot) {
       if (!g.index.memory_busy(node)) {
+        if (!g.holds_tokens(ready, ticket.what->block(block))) return refuse_from(next, errc::miss, now);
         if (!ticket.pins_released && g.memory.pins(ready) == 0 && g.memory.pinned_slots() >= state_.pin_limit(g))
           return refuse_from(next, errc::no_space, now);
         state_.decide(g, next, ready, errc::ok, now);
@@ -254,7 +255,8 @@ class fetcher {
 
   void settle(const read& r, const io_result& outcome, store::slot_verdict verdict, clock::time_point now) {
     group_type& g = *r.group;
-    if (outcome.error == 0) state_.loads_breaker.succeeded() ? state_.metrics.breaker_load.closed.add() : void();
+    // One that came after its deadline proves nothing.
+    if (outcome.error == 0 && !r.late_counted && state_.loads_breaker.succeeded()) state_.metrics.breaker_load.closed.add();
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
@@ -267,16 +269,19 @@ class fetcher {
       state_.resolve(g, r.slot, errc::ok, now);
       return;
     }
-    // ECANCELED says nothing about the block; everything else means that it is of no use where it is.
     const bool cancelled = outcome.error == ECANCELED;
+    // A file that is gone or short is a reclaimed or damaged slab; any other error is the device's, and the block may
+    // be well. What is whole but not what this plan expected says more of the plan than of the block.
+    const bool gone = outcome.error == ESTALE || outcome.error == ENOENT || outcome.error == ENODATA;
+    const bool unexpected = outcome.error == 0 && (verdict == store::slot_verdict::other_tokens ||
+                                                   (verdict == store::slot_verdict::other_key && holds_key(r)));
     if (outcome.error != 0 && !cancelled) {
       state_.metrics.storage.errors.add();
-      // A file that is gone or short is a reclaimed or damaged slab, not a sick device.
-      if (outcome.error != ESTALE && outcome.error != ENOENT && outcome.error != ENODATA && state_.loads_breaker.failed(now))
-        state_.metrics.breaker_load.opened.add();
-    } else if (!cancelled) {
+      if (!gone && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
+    } else if (!cancelled && !unexpected) {
       state_.metrics.storage.damaged.add();
     }
+    const bool useless = gone || (outcome.error == 0 && !unexpected);
     const slot_index slot = r.slot;
     const node_id node = r.node;
     std::vector<slot_waiter> waiting;
@@ -284,7 +289,7 @@ class fetcher {
     g.waiters.erase(slot);
     g.memory.release(slot);
     g.index.clear_memory(node);
-    if (!cancelled && g.index.storage_slot(node) == r.place) state_.drop_storage(g, node);
+    if (useless && g.index.storage_slot(node) == r.place) state_.drop_storage(g, node);
     else g.index.erase_if_unused(node);
     for (const slot_waiter& w : waiting) {
       // Somebody joined after the others had given the read up: it is read again for them.
@@ -293,18 +298,25 @@ class fetcher {
     }
   }
 
-  void count_late_reads(const prefetch_state& ticket, clock::time_point now) {
+  // Whether the slot is of the block that was asked for, whatever else does not fit.
+  [[nodiscard]] static bool holds_key(const read& r) {
+    store::parsed_header header;
+    const group_type& g = *r.group;
+    const auto verdict =
+        store::parse_header(g.memory.bytes(r.slot).first(g.geometry.header_bytes), g.geometry, g.identity, header);
+    return verdict == store::slot_verdict::ok && header.key == r.what->keys[r.block];
+  }
+
+  // One failure per ticket that waited in vain while the device sat on a read for as long as that.
+  void count_late_reads(clock::time_point now) {
+    bool stuck = false;
     for (read* r : reads_) {
-      if (r->late_counted || now - r->started < state_.opts.load_deadline) continue;
-      const auto waiting = r->group->waiters.find(r->slot);
-      if (waiting == r->group->waiters.end()) continue;
-      const bool of_ticket = std::any_of(waiting->second.begin(), waiting->second.end(),
-                                         [&](const slot_waiter& w) { return w.ticket.get() == &ticket; });
-      if (!of_ticket) continue;
+      if (now - r->started < state_.opts.load_deadline) continue;
+      stuck = true;
+      if (!r->late_counted) state_.metrics.storage.timeouts.add();
       r->late_counted = true;
-      state_.metrics.storage.timeouts.add();
-      if (state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
     }
+    if (stuck && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
   }
 
   state_type& state_;

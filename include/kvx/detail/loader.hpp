@@ -30,6 +30,8 @@ class loader {
     state_.metrics.load.calls.add();
     if (!shapes_fit(what, first, ids, *job)) {
       job->refused = errc::bad_argument;
+      const std::lock_guard lock(state_.mutex);
+      state_.complete(job->id, completion::operation::load, job->refused);
       return load_ticket<stream_type>(job);
     }
     std::vector<std::vector<block_copy>> copies(state_.groups.size());
@@ -95,7 +97,7 @@ class loader {
   };
 
   bool shapes_fit(const plan& what, std::size_t first, ids_of_groups ids, load_job& job) const {
-    if (what.groups != state_.groups.size() || ids.size() != state_.groups.size() || first > what.blocks()) return false;
+    if (!state_.fits(what) || ids.size() != state_.groups.size() || first > what.blocks()) return false;
     const std::size_t per_block = layout_.pages_per_block(0);
     job.asked = ids[0].size() / per_block;
     if (job.asked > what.blocks() - first) return false;
@@ -119,7 +121,7 @@ class loader {
       for (std::size_t b = needed; b < boundary; ++b) {
         const node_id node = group.index.find(from_block_key<digest_type>(what.keys[b]));
         const slot_index slot = node == no_node ? no_slot : group.index.memory_slot(node);
-        if (slot == no_slot || group.index.memory_busy(node)) {
+        if (slot == no_slot || group.index.memory_busy(node) || !group.holds_tokens(slot, what.block(b))) {
           whole = partial;
           loaded = partial ? b - job.first : 0;
           break;

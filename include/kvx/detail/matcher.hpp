@@ -9,6 +9,9 @@
 
 namespace kvx::detail {
 
+/// What a lookup is for: planning a load, or telling a scheduler what is here at all.
+enum class matching : std::uint8_t { worth_loading, available };
+
 /// Finds which prefix of a prompt is cached, and how much of it is worth loading. Takes no lock.
 template <class Hasher, class Eviction, class Io, class Layout>
 class matcher {
@@ -40,9 +43,9 @@ class matcher {
       if (e.block < out.blocks()) out.add_extra(e.block, e.bytes);
   }
 
-  /// The same over keys that are known already. Only matches that plan something are counted.
+  /// The same over keys that are known already.
   void match(std::span<const block_key> known, const block_key& root, std::size_t prompt_tokens, plan& out,
-             bool counted = true) const {
+             matching why = matching::worth_loading) const {
     begin(root, out);
     const std::size_t usable = std::min(usable_blocks(prompt_tokens), known.size());
     std::array<digest_type, window> keys;
@@ -52,7 +55,7 @@ class matcher {
       for (std::size_t i = 0; i < count; ++i) keys[i] = from_block_key<digest_type>(known[first + i]);
       if (!look_up(std::span(keys).first(count), seen, out)) break;
     }
-    finish(prompt_tokens, seen, out, counted);
+    finish(prompt_tokens, seen, out, why);
   }
 
  private:
@@ -112,9 +115,10 @@ class matcher {
     return where == tier::storage && !state_.loads_breaker.closed() ? tier::miss : where;
   }
 
-  void finish(std::size_t prompt_tokens, const scan& seen, plan& out, bool counted = true) const {
+  void finish(std::size_t prompt_tokens, const scan& seen, plan& out, matching why = matching::worth_loading) const {
     const std::size_t groups = state_.groups.size();
-    const std::size_t blocks = worth_loading(prompt_tokens, seen.best, out);
+    const std::size_t blocks =
+        why == matching::worth_loading ? worth_loading(prompt_tokens, seen.best, out) : seen.best;
     out.keys.resize(blocks);
     out.tiers.resize(blocks * groups);
     if (groups > 1) {
@@ -124,7 +128,7 @@ class matcher {
       out.tiers = std::move(by_group);
     }
     out.lease.id = state_.next_ticket.fetch_add(1, std::memory_order_relaxed);
-    if (counted) count(prompt_tokens, out);
+    if (why == matching::worth_loading) count(prompt_tokens, out);
   }
 
   // The prefix with the least of load time and prefill of the rest; longer is better at a tie.

@@ -80,6 +80,10 @@ class saver {
     }
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);
+    // Loads compare them; where the engine gave none, nothing may match what an earlier block left there.
+    const std::span<std::byte> kept = g.header_tokens(slot);
+    if (tokens.empty()) std::fill(kept.begin(), kept.end(), std::byte{0xFF});
+    else std::memcpy(kept.data(), tokens.data(), kept.size());
     made.node = node;
     made.slot = slot;
     return made;
@@ -132,6 +136,7 @@ class saver {
   /// Returns whether there may be more to do.
   bool write_one() {
     std::unique_lock lock(state_.mutex);
+    if (closed_) return false;
     const clock::time_point now = clock::now();
     while (!waiting_.empty()) {
       pending_write& next = waiting_.front();
@@ -178,6 +183,7 @@ class saver {
 
   /// Evicts own places until the reserve of free ones is there. Caller holds the lock.
   void refill(group_type& g, std::size_t reserve, clock::time_point now) {
+    if (now < g.no_place_before) return;
     const std::uint32_t today = state_.lease_clock(now);
     while (g.storage->store().free_slots() + g.storage->freeing() < reserve) {
       const slot_index victim = g.storage->evict([&](slot_index place) {
@@ -185,7 +191,10 @@ class saver {
         return g.index.has_children_in_storage(node) || g.index.memory_busy(node) || g.index.storage_busy(node) ||
                g.index.lease(node) > today;
       });
-      if (victim == no_slot) return;
+      if (victim == no_slot) {
+        g.no_place_before = now + state_type::no_victim_pause;
+        return;
+      }
       state_.drop_storage(g, g.storage->node_of(victim));
       state_.metrics.storage.evicted.add();
     }
@@ -202,10 +211,14 @@ class saver {
   [[nodiscard]] bool copying() const noexcept { return !copying_.empty(); }
   [[nodiscard]] bool writes_waiting() const noexcept { return !waiting_.empty(); }
 
-  /// Drops every save that storage has not begun to take. Caller holds the lock.
-  void shut_down() {
-    for (const pending_write& p : waiting_) decide(*p.ticket, p.what.entry, errc::closed);
-    waiting_.clear();  // the slots' marks do not matter any more
+  /// Decides whatever is still undecided: nobody will act on it any more. Caller holds the lock.
+  void close() {
+    closed_ = true;
+    for (const pending_write& p : std::exchange(waiting_, {})) decide(*p.ticket, p.what.entry, errc::closed);
+    for (write* w : writes_) decide(*w->ticket, w->what.entry, errc::closed);
+    for (const auto& [ticket, entry] : std::exchange(unlogged_, {})) decide(*ticket, entry, errc::closed);
+    for (const job& j : copying_)
+      for (const copy& c : j.copies) decide(*j.ticket, c.entry, errc::closed);
   }
 
  private:
@@ -277,9 +290,9 @@ class saver {
   }
 
   // Half open, one write at a time finds out.
-  [[nodiscard]] bool may_write() const noexcept {
+  [[nodiscard]] bool may_write() noexcept {
     const breaker::state now = state_.saves_breaker.now();
-    return now == breaker::state::closed || (now == breaker::state::half_open && state_.writes_under_way == 0);
+    return now == breaker::state::closed || state_.saves_breaker.takes_probe();
   }
 
   [[nodiscard]] std::optional<slot_index> take_place(group_type& g, clock::time_point now) {
@@ -362,7 +375,9 @@ class saver {
     g.memory.unpin(w->what.slot);
     store::block_store& store = g.storage->store();
     if (outcome.error == 0) {
-      if (state_.saves_breaker.succeeded()) state_.metrics.breaker_save.closed.add();
+      // One that came after its deadline proves nothing.
+      const bool late = w->ticket->deadline <= now;
+      if (!late && state_.saves_breaker.succeeded()) state_.metrics.breaker_save.closed.add();
       state_.metrics.latency.store_write.record(now - w->started);
       state_.metrics.storage.written_bytes.add(g.geometry.stride);
       state_.metrics.storage.stored.add();
@@ -371,7 +386,8 @@ class saver {
       const eviction_entry entry = g.entry_of(w->place, w->what.node);
       g.storage->publish({&entry, 1});
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
-      unlogged_.emplace_back(w->ticket, w->what.entry);
+      if (closed_) decide(*w->ticket, w->what.entry, errc::closed);
+      else unlogged_.emplace_back(w->ticket, w->what.entry);
       state_.tell(block_event::what::stored, tier::storage, g, w->what.node);
       state_.wake_keeper();
     } else {
@@ -395,6 +411,7 @@ class saver {
   std::deque<pending_write> waiting_;
   std::vector<write*> writes_;
   std::vector<std::pair<std::shared_ptr<save_state>, std::size_t>> unlogged_;
+  bool closed_ = false;
 };
 
 }  // namespace kvx::detail

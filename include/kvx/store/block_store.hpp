@@ -74,6 +74,8 @@ class block_store {
 
   /// Says that this writer writes no more, so that others need not wait for its death. No slot I/O may be under way.
   ~block_store() {
+    // The numbers of these descriptors will be given out again.
+    for (const int file : table_.open_files()) announce(file, false);
     if (!writer_) return;
     (void)flush_journal();
     writer_->close(root_.writers(), table_.own_extents() == 0);

@@ -15,6 +15,7 @@
 #include <new>
 #include <span>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -55,10 +56,23 @@ class arena {
   [[nodiscard]] result<std::span<std::byte>> carve(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     const std::size_t rounded = round_up(bytes);
+    const auto reused = std::find_if(returned_.begin(), returned_.end(),
+                                     [&](const auto& part) { return rounded >= bytes && part.size() >= rounded; });
+    if (reused != returned_.end()) {
+      const std::span<std::byte> part = *reused;
+      returned_.erase(reused);
+      return part;
+    }
     if (rounded < bytes || rounded > size_ - used_) return errc::no_space;
     const std::span<std::byte> part(base_ + used_, rounded);
     used_ += rounded;
     return part;
+  }
+
+  /// Ends the ownership of a part, for caches that come and go on one runtime.
+  void give_back(std::span<std::byte> part) {
+    const std::lock_guard lock(mutex_);
+    returned_.push_back(part);
   }
 
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {base_, size_}; }
@@ -75,8 +89,15 @@ class arena {
         *const_cast<volatile std::byte*>(at) = std::byte{0};
     };
     std::vector<std::thread> running;
-    for (std::size_t w = 1; w < workers; ++w) running.emplace_back(part, w);
+    running.reserve(workers);
+    std::size_t next = 1;
+    try {
+      for (; next < workers; ++next) running.emplace_back(part, next);
+    } catch (const std::system_error&) {
+      // A process at its limit of threads touches the rest itself.
+    }
     part(0);
+    for (; next < workers; ++next) part(next);
     for (std::thread& t : running) t.join();
   }
 
@@ -86,6 +107,7 @@ class arena {
   std::byte* base_ = nullptr;
   std::mutex mutex_;
   std::size_t used_ = 0;
+  std::vector<std::span<std::byte>> returned_;
 };
 
 }  // namespace kvx
