@@ -136,7 +136,7 @@ class engine_thread {
   };
 
   // More would only wait for each other's pins until their deadline.
-  static constexpr std::size_t most_coming = 8;
+  static constexpr std::size_t most_coming = 4;
 
   [[nodiscard]] std::size_t below(std::size_t n) { return static_cast<std::size_t>(random_() % n); }
   [[nodiscard]] bool chance(unsigned percent) { return random_() % 100 < percent; }
@@ -153,7 +153,7 @@ class engine_thread {
     else if (what < 66) load_unprepared();
     else if (what < 80) save();
     else if (what < 83) look();
-    else if (what < 84) erase();
+    else if (what < 84 && chance(20)) erase();
     sweep();
   }
 

@@ -141,6 +141,12 @@ class bad_weather {
 engine_report run_engines(late_cache& cache, owned_pages& memory, kvx::deferred_device& device, kvx::fault_control& faults,
                           std::uint64_t operations) {
   const std::vector<prompt> prompts = make_prompts(cache);
+  const kvx::deferred_stream stream = device.create_stream();
+  for (const prompt& each : prompts) {
+    for (std::size_t b = 0; b < prompt_blocks; ++b)
+      memory.write(static_cast<kvx::block_id>(b), content_of(each.chain.key(b)));
+    REQUIRE(cache.save(each.chain, 0, kvx_test::pages_from(0, prompt_blocks), stream).wait_stored(10s));
+  }
   kvx_test::finished_tickets finished;
   std::vector<std::unique_ptr<engine_thread>> engines;
   for (std::size_t t = 0; t < engine_threads; ++t)
