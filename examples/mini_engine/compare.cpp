@@ -112,7 +112,7 @@ request request_for(const options& o, const tokenizer& words, const std::vector<
     return made;
 }
 
-cache_settings settings_for(const options& o, const engine& e, std::size_t tokens, std::string directory) {
+cache_settings settings_for(const options& o, engine& e, std::size_t tokens, std::string directory) {
     cache_settings settings = o.cache;
     settings.directory = std::move(directory);
     if (settings.memory_bytes == 0) settings.memory_bytes = memory_for(tokens, e.weights.config, e.kv);

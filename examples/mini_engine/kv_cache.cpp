@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_cache.hpp"
 
+#include <kvx/cache.hpp>
 #include <kvx/eviction/lru.hpp>
-#include <kvx/presets.hpp>
+#include <kvx/hash/xxh3_128.hpp>
+#include <kvx/io/posix.hpp>
+#include <kvx/runtime.hpp>
 #ifdef MINI_ENGINE_URING
+#include <kvx/io/auto_io.hpp>
 #include <kvx/io/uring.hpp>
-#include <kvx/presets/uring.hpp>
 #endif
 
 #include <algorithm>
+#include <memory>
 #include <stdexcept>
 #include <string_view>
 #include <vector>
@@ -53,10 +57,8 @@ kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_toke
 }
 
 std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv) {
-    constexpr std::uint64_t headers = 2 * kvx::page_bytes, least = std::uint64_t{32} << 20;
-    const std::uint64_t block_bytes = headers + config.layers * kvx::round_up(2 * kv.page_bytes());
-    const std::uint64_t blocks = tokens / kv.block_tokens() + 8;
-    return std::max(least, 2 * blocks * block_bytes);
+    constexpr std::uint64_t headers = 2 * kvx::page_bytes, spare_blocks = 16;
+    return (tokens / kv.block_tokens() + spare_blocks) * (headers + config.layers * kvx::round_up(2 * kv.page_bytes()));
 }
 
 kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost) {
@@ -78,29 +80,51 @@ kvx::options options_for(const cache_settings& settings, const model& m, const p
     return o;
 }
 
-external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost) {
+namespace {
+
+template <class Io>
+external_cache open_with(const kvx::options& options, kvx::layout pages, const std::function<void()>& memory_is_there) {
+    auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
+    memory_is_there();
+    using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, kvx::host_transfer>;
+    return external_cache(cache(options, std::move(pages), std::move(runtime)));
+}
+
+}  // namespace
+
+external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost,
+                          const std::function<void()>& memory_is_there) {
     const kvx::options options = options_for(settings, m, cost);
     kvx::layout pages = describe(m.config, kv);
 #ifdef MINI_ENGINE_URING
-    using uring_cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::uring, kvx::host_transfer>;
-    if (settings.io == io_kind::automatic) return external_cache(kvx::local_cache<>(options, std::move(pages)));
-    if (settings.io == io_kind::uring) return external_cache(uring_cache(options, std::move(pages)));
+    if (settings.io == io_kind::automatic) return open_with<kvx::auto_io>(options, std::move(pages), memory_is_there);
+    if (settings.io == io_kind::uring) return open_with<kvx::uring>(options, std::move(pages), memory_is_there);
 #else
     if (settings.io == io_kind::uring) {
         throw std::runtime_error("--io uring: this build has no io_uring; install liburing's headers and configure again, or use --io posix");
     }
 #endif
-    return external_cache(kvx::host_cache<>(options, std::move(pages)));
+    return open_with<kvx::posix>(options, std::move(pages), memory_is_there);
 }
 
-opening_cache::opening_cache(std::function<external_cache()> open, std::uint64_t memory_bytes)
-    : usual_seconds_(static_cast<double>(memory_bytes) * 0.1 / (1 << 30)),
-      opening_(std::async(std::launch::async, [open = std::move(open)] {
-          external_cache opened = open();
-          return std::pair(std::move(opened), clock::now());
-      })) {}
-
-external_cache* opening_cache::get() { return wait_for({}); }
+opening_cache::opening_cache(opener open, std::uint64_t memory_bytes) : memory_bytes_(memory_bytes) {
+    auto memory = std::make_shared<std::promise<void>>();
+    memory_is_there_ = memory->get_future().share();
+    opening_ = std::async(std::launch::async, [open = std::move(open), memory] {
+        bool told = false;
+        const auto tell = [&] {
+            if (!std::exchange(told, true)) memory->set_value();
+        };
+        try {
+            external_cache opened = open(tell);
+            tell();
+            return std::pair(std::move(opened), clock::now());
+        } catch (...) {
+            tell();
+            throw;
+        }
+    });
+}
 
 external_cache* opening_cache::wait_for(std::chrono::duration<double> limit) {
     if (opening_.valid() && opening_.wait_for(limit) == std::future_status::ready) {

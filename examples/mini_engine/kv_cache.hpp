@@ -45,41 +45,46 @@ kvx::layout describe(const model_config& config, paged_kv& kv);
 /// What prefilling `prompt_tokens` costs, in kvx's two terms.
 kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_tokens);
 
-/// Memory in which the cache can hold `tokens` tokens while they are loaded: twice their KV, as half of it may be pinned.
+/// Memory in which the cache holds `tokens` tokens. Touching it is what opening the cache takes where storage is fast, so a process
+/// that has one request to serve asks for no more.
 std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv);
 
 /// kvx's options for this model and these settings.
 kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost);
 
-/// Opens the cache with the backend that the settings name.
+/// Opens the cache with the backend that the settings name. Calls memory_is_there once what is left to do is to read the directory.
 /// Throws kvx::error if the directory or the sizes don't do, std::runtime_error if io_uring is asked for and not built in.
-external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost);
+external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost,
+                          const std::function<void()>& memory_is_there);
 
 /// A cache that opens on a thread of its own, so that nobody has to wait for a directory that answers slowly.
 /// Thread  one
 class opening_cache {
 public:
     using clock = std::chrono::steady_clock;
+    using opener = std::function<external_cache(const std::function<void()>& memory_is_there)>;
 
-    /// Calls `open` on another thread. memory_bytes: what that will touch, the part of opening that takes long without storage.
-    opening_cache(std::function<external_cache()> open, std::uint64_t memory_bytes);
+    opening_cache(opener open, std::uint64_t memory_bytes);
     opening_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost)
-        : opening_cache([=, &m, &kv] { return open_cache(settings, m, kv, cost); }, settings.memory_bytes) {}
+        : opening_cache([=, &m, &kv](const auto& memory_is_there) { return open_cache(settings, m, kv, cost, memory_is_there); },
+                        settings.memory_bytes) {}
 
     /// Null while it is not open. Throws what opening threw.
-    external_cache* get();
+    external_cache* get() { return wait_for({}); }
     /// Waits until it is open, at most for `limit`. Throws as get().
     external_cache* wait_for(std::chrono::duration<double> limit);
+    /// Waits for the part of opening that computes: beside it a prefill would only slow both down.
+    void wait_for_memory() const { memory_is_there_.wait(); }
     /// What opening took; 0 before it is open.
     double open_seconds() const { return open_seconds_; }
-    /// What opening may take where storage answers at once.
-    double usual_seconds() const { return usual_seconds_; }
+    std::uint64_t memory_bytes() const { return memory_bytes_; }
 
 private:
     clock::time_point started_ = clock::now();
-    double usual_seconds_;
+    std::uint64_t memory_bytes_;
     double open_seconds_ = 0;
     std::optional<external_cache> cache_;
+    std::shared_future<void> memory_is_there_;
     std::future<std::pair<external_cache, clock::time_point>> opening_;
 };
 

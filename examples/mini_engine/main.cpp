@@ -149,7 +149,7 @@ int main(int argc, char** argv) {
 
     const std::string cache = "cache";
     app.add_option("--cache-dir", o.cache.directory, "where the cache keeps blocks; made if it is not there")->group(cache);
-    app.add_option("--memory-bytes", o.cache.memory_bytes, "memory of the cache, such as 512MiB (default: what the prompts need)")
+    app.add_option("--memory-bytes", o.cache.memory_bytes, "memory of the cache, such as 512MiB (default: what the requests need)")
         ->transform(CLI::AsSizeValue(false))->group(cache);
     app.add_option("--storage-bytes", o.cache.storage_bytes, "most that --cache-dir may take, such as 16GiB")
         ->transform(CLI::AsSizeValue(false))->capture_default_str()->group(cache);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "stopwatch.hpp"
 
@@ -13,7 +14,7 @@ server::server(transformer& engine, const prefill_cost& cost, opening_cache* cac
 
 server::~server() {
     for (flight& f : flights_) {
-        f.arriving.cancel();
+        for (arrival& a : f.arrivals) a.ticket.cancel();
         for (const auto& load : f.loads) load.wait();
         for (const auto& save : f.saves) save.wait_source_released(std::chrono::hours{1});
     }
@@ -30,9 +31,11 @@ void server::submit(request& from) {
     flight& f = waiting_.emplace_back();
     f.of = &from;
     if (opening_ == nullptr) return;
-    // Opening costs what it costs; beyond that, waiting in vain for storage may cost no more than for a first block.
-    const double patience = patient_ ? 1e6 : opening_->usual_seconds() + kvx::load_race::default_patience * cost_.seconds(0, from.prompt.size());
-    f.wait_until = from.submitted + std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(patience));
+    opening_->wait_for_memory();
+    // From here on waiting is for storage, and may cost no more than waiting for a first block: a share of the prefill.
+    const double patience = patient_ ? 1e6 : kvx::load_race::default_patience * cost_.seconds(0, from.prompt.size());
+    f.wait_until = std::chrono::steady_clock::now() +
+                   std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(patience));
     cache_ = opening_->get();
     if (cache_ != nullptr) look_up(f);
 }
@@ -54,14 +57,24 @@ void server::look_up(flight& f) {
     f.saves_seen = saves_;
     f.loaded_blocks = f.computed / cache_->block_tokens();
     f.plan = cache_->match(f.chain);
-    if (f.plan.blocks() <= f.loaded_blocks) return;
-    f.arriving = cache_->prefetch(f.plan, f.loaded_blocks);
-    f.race.emplace(f.arriving, in_kvx_terms(cost_, of.prompt.size()), of.prompt.size(), cache_->block_tokens());
+    f.requested_blocks = f.loaded_blocks;
+    request_blocks(f);
+}
+
+// Prefetches keep at most half of the cache's memory from eviction: two stretches at a time, and a prompt may take all of it.
+void server::request_blocks(flight& f) {
+    const std::size_t stretch = std::max<std::size_t>(1, opening_->memory_bytes() / cache_->block_bytes() / 5);
+    while (f.arrivals.size() < 2 && f.requested_blocks < f.plan.blocks()) {
+        kvx::plan part = f.plan;
+        const std::size_t first = std::exchange(f.requested_blocks, std::min(f.plan.blocks(), f.requested_blocks + stretch));
+        part.truncate(f.requested_blocks);
+        f.arrivals.push_back({cache_->prefetch(std::move(part), first), f.requested_blocks, std::nullopt});
+    }
 }
 
 // Whoever computed the same beginning while this request waited for its turn has saved it by now.
 void server::look_up_again() {
-    const auto next = std::find_if(flights_.begin(), flights_.end(), [](const flight& f) { return !f.race && f.in_prefill(); });
+    const auto next = std::find_if(flights_.begin(), flights_.end(), [](const flight& f) { return !f.arriving() && f.in_prefill(); });
     if (next == flights_.end() || next->started || next->saves_seen == saves_ || !next->has_keys()) return;
     look_up(*next);
 }
@@ -83,8 +96,7 @@ bool server::step() {
     look_up_again();
     flight* arriving = nullptr;
     for (flight& f : flights_) {
-        if (!f.race) continue;
-        take_arrived(f);
+        if (!f.arriving()) continue;
         if (waits_for_blocks(f)) arriving = arriving == nullptr ? &f : arriving;
         else end_arriving(f);
     }
@@ -95,7 +107,8 @@ bool server::step() {
     if (steps.empty()) {
         // Nothing to compute: what is left waits for blocks that arrive, or for saves that end.
         if (arriving != nullptr) {
-            arriving->arriving.wait_ready(arriving->loaded_blocks + 1, arriving->race->look_again());
+            const arrival& next = arriving->arrivals.front();
+            next.ticket.wait_ready(arriving->loaded_blocks + 1, next.race->look_again());
         } else if (!flights_.empty() && waits_for_cache(flights_.front())) {
             opening_->wait_for(flights_.front().wait_until - std::chrono::steady_clock::now());
         } else if (!flights_.empty() && !flights_.front().saves.empty()) {
@@ -114,9 +127,27 @@ bool server::step() {
     return retire_finished() || !waiting_.empty();
 }
 
+// Takes what has arrived, asks for more, and says whether to wait for it.
+bool server::waits_for_blocks(flight& f) {
+    while (f.arriving()) {
+        arrival& next = f.arrivals.front();
+        const bool decided = next.ticket.done();  // asked before the rest may arrive
+        take_arrived(f);
+        if (!decided) {
+            const std::size_t tokens = f.of->prompt.size();
+            if (!next.race) next.race.emplace(next.ticket, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens());
+            return patient_ || next.race->worth_waiting();
+        }
+        if (f.loaded_blocks < next.end) return false;  // a block is missing, and what comes after it is of no use
+        f.arrivals.pop_front();
+        request_blocks(f);
+    }
+    return false;
+}
+
 // Copying what is there while the rest arrives hides the copies behind the I/O.
 void server::take_arrived(flight& f) {
-    const std::size_t ready = f.arriving.ready_blocks();
+    const std::size_t ready = f.arrivals.front().ticket.ready_blocks();
     if (ready <= f.loaded_blocks) return;
     const std::span<const page_id> pages(f.of->kv.pages);
     f.loads.push_back(cache_->load(f.plan, pages.subspan(f.loaded_blocks, ready - f.loaded_blocks), {}, f.loaded_blocks));
@@ -124,10 +155,11 @@ void server::take_arrived(flight& f) {
 }
 
 void server::end_arriving(flight& f) {
-    take_arrived(f);
-    if (!f.arriving.done()) f.arriving.cancel();
-    f.arriving = {};  // loads keep what they copy
-    f.race.reset();
+    if (f.arriving()) take_arrived(f);
+    for (arrival& a : f.arrivals) {
+        if (!a.ticket.done()) a.ticket.cancel();
+    }
+    f.arrivals.clear();  // loads keep what they copy
     const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
     if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
     f.computed = std::max(f.computed, loaded_tokens);
@@ -141,16 +173,17 @@ void server::end_arriving(flight& f) {
 void server::gather(std::vector<flight*>& moving, std::vector<mini_engine::step>& steps) {
     std::size_t rows = engine_.max_rows();
     for (flight& f : flights_) {
-        if (f.race || f.finished || f.in_prefill() || rows == 0) continue;
+        if (f.arriving() || f.finished || f.in_prefill() || rows == 0) continue;
         moving.push_back(&f);
         steps.push_back({&f.of->kv, {&f.of->output.back(), 1}, f.computed});
         --rows;
     }
     for (flight& f : flights_) {
-        if (f.race || !f.in_prefill() || waits_for_cache(f)) continue;
-        // A cache that is not open yet may be soon: look again before long.
-        const bool look_soon = opening_ != nullptr && cache_ == nullptr && f.computed == 0;
-        const std::size_t count = std::min({look_soon ? std::max<std::size_t>(1, chunk_tokens_ / 4) : chunk_tokens_, rows, f.of->prompt.size() - f.computed});
+        if (f.arriving() || !f.in_prefill() || waits_for_cache(f)) continue;
+        // A cache that is not open yet may be soon: look again before long, then less and less often.
+        const bool opening = opening_ != nullptr && cache_ == nullptr;
+        const std::size_t chunk = opening ? std::clamp(f.computed, std::max<std::size_t>(1, chunk_tokens_ / 4), chunk_tokens_) : chunk_tokens_;
+        const std::size_t count = std::min({chunk, rows, f.of->prompt.size() - f.computed});
         if (count == 0) return;
         f.started = true;
         moving.push_back(&f);

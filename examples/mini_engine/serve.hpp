@@ -8,7 +8,7 @@
 
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
+#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -78,6 +78,13 @@ public:
     }
 
 private:
+    /// A stretch of cached blocks on its way into the cache's memory.
+    struct arrival {
+        kvx::prefetch_ticket ticket;
+        std::size_t end;                      // of the stretch, in the plan's blocks
+        std::optional<kvx::load_race> race;  // once it is the next to be taken
+    };
+
     /// A request on its way.
     struct flight {
         request* of;
@@ -85,8 +92,8 @@ private:
         std::chrono::steady_clock::time_point matched;
         kvx::sequence chain;  // the keys of the prompt's and the answer's blocks; once the cache is open
         kvx::plan plan;
-        kvx::prefetch_ticket arriving;
-        std::optional<kvx::load_race> race;  // while blocks arrive
+        std::deque<arrival> arrivals;
+        std::size_t requested_blocks = 0;  // of the plan, that arrive or have arrived
         std::vector<kvx::load_ticket<kvx::host_stream>> loads;
         std::vector<kvx::save_ticket> saves;
         std::size_t loaded_blocks = 0;
@@ -96,12 +103,14 @@ private:
         bool started = false;  // a chunk of the prompt was computed
         bool finished = false;
 
+        bool arriving() const { return !arrivals.empty(); }
         bool in_prefill() const { return computed < of->prompt.size(); }
         bool has_keys() const { return chain.block_tokens() != 0; }
     };
 
     bool waits_for_cache(const flight& f) const;
-    bool waits_for_blocks(const flight& f) const { return patient_ ? !f.arriving.done() : f.race->worth_waiting(); }
+    bool waits_for_blocks(flight& f);
+    void request_blocks(flight& f);
     void look_up(flight& f);
     void look_up_again();
     void take_arrived(flight& f);
