@@ -218,6 +218,7 @@ struct core_state {
       default: metrics.prefetch.failed_blocks.add(); break;
     }
     if (!ticket.decide(who.entry, code)) return;
+    for (const auto& each : groups) each->memory.settle();
     ticket.pins_expire = now + opts.lease;
     complete(ticket.id(), completion::operation::prefetch, ticket.overall());
   }

@@ -260,8 +260,7 @@ class fetcher {
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
-      const eviction_entry entry = g.entry_of(r.slot, r.node);
-      g.memory.publish({&entry, 1});
+      g.memory.publish(g.entry_of(r.slot, r.node));
       g.index.set_memory(r.node, r.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();

@@ -126,7 +126,10 @@ class saver {
         state_.metrics.memory.errors.add();
         abandon(*j.ticket, j.copies, errc::device_failed, now);
       }
-      if (--j.ticket->pieces_copying == 0) release_source(*j.ticket);
+      if (--j.ticket->pieces_copying == 0) {
+        for (const auto& g : state_.groups) g->memory.settle();
+        release_source(*j.ticket);
+      }
       return true;
     });
     return !copying_.empty();
@@ -246,7 +249,10 @@ class saver {
       case errc::cancelled: state_.metrics.save.cancelled_blocks.add(); break;
       default: state_.metrics.save.failed_blocks.add(); break;
     }
-    if (ticket.decide(entry, code)) state_.complete(ticket.id(), completion::operation::save, ticket.overall());
+    if (!ticket.decide(entry, code)) return;
+    for (const auto& g : state_.groups)
+      if (g->storage) g->storage->settle();
+    state_.complete(ticket.id(), completion::operation::save, ticket.overall());
   }
   void drop(save_state& ticket, std::size_t entry) {
     state_.metrics.storage.dropped.add();
@@ -254,12 +260,9 @@ class saver {
   }
 
   void publish(job& j, clock::time_point now) {
-    // Tail first, so that a prefix outlives its suffix.
-    for (std::size_t i = j.copies.size(); i-- > 0;) {
-      const copy& c = j.copies[i];
+    for (const copy& c : j.copies) {
       group_type& g = *state_.groups[c.group];
-      const eviction_entry entry = g.entry_of(c.slot, c.node);
-      g.memory.publish({&entry, 1});
+      g.memory.publish(g.entry_of(c.slot, c.node));
       g.index.set_memory(c.node, c.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();
@@ -383,8 +386,7 @@ class saver {
       state_.metrics.storage.stored.add();
       state_.metrics.storage.blocks.add();
       g.index.set_storage(w->what.node, w->place, false);
-      const eviction_entry entry = g.entry_of(w->place, w->what.node);
-      g.storage->publish({&entry, 1});
+      g.storage->publish(g.entry_of(w->place, w->what.node));
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
       if (closed_) decide(*w->ticket, w->what.entry, errc::closed);
       else unlogged_.emplace_back(w->ticket, w->what.entry);

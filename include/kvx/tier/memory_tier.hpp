@@ -3,6 +3,7 @@
 
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/index.hpp>
+#include <kvx/tier/newcomer_queue.hpp>
 #include <kvx/types.hpp>
 
 #include <cstddef>
@@ -22,7 +23,7 @@ template <eviction_policy Policy>
 class memory_tier {
  public:
   memory_tier(std::span<std::byte> memory, std::size_t stride_bytes)
-      : base_(memory.data()), stride_(stride_bytes), slots_(memory.size() / stride_bytes), policy_(slots_.size()) {
+      : base_(memory.data()), stride_(stride_bytes), slots_(memory.size() / stride_bytes), evictable_(slots_.size()) {
     free_.reserve(slots_.size());
     for (std::size_t i = slots_.size(); i-- > 0;) free_.push_back(static_cast<slot_index>(i));
   }
@@ -48,18 +49,21 @@ class memory_tier {
   }
   void assign(slot_index slot, node_id node) noexcept { slots_[slot].node = node; }
 
-  /// Ends busy: the slots hold verified blocks and may be evicted from now on.
-  /// Shape   entries: tail first
-  void publish(std::span<const eviction_entry> entries) {
-    for (const eviction_entry& e : entries) slots_[e.slot].busy = false;
-    policy_.insert(entries);
+  /// Ends busy: the slot holds a verified block and may be evicted from now on.
+  void publish(const eviction_entry& entry) {
+    slots_[entry.slot].busy = false;
+    evictable_.add(entry);
   }
-  void touch(std::span<const slot_index> slots) { policy_.touch(slots); }
+  /// An operation that brought blocks is finished.
+  void settle() { evictable_.settle(); }
+  /// Shape   slots: published, tail first
+  void touch(std::vector<slot_index>& slots) { evictable_.touch(slots); }
 
   /// Gives a slot back; one that was published leaves the policy.
   void release(slot_index slot) {
-    if (!slots_[slot].busy) policy_.erase(slot);
-    free_slot(slot);
+    evictable_.remove(slot);
+    slots_[slot] = {};
+    free_.push_back(slot);
   }
 
   /// Evicts one slot for which `keep(slot)` is false and that has no pins, and returns it, still assigned to its
@@ -67,7 +71,7 @@ class memory_tier {
   template <class Keep>
   [[nodiscard]] slot_index evict(Keep&& keep) {
     const slot_index slot =
-        policy_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
+        evictable_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
     if (slot != no_slot) slots_[slot].busy = true;
     return slot;
   }
@@ -91,17 +95,12 @@ class memory_tier {
     bool dirty = false;
   };
 
-  void free_slot(slot_index slot) {
-    slots_[slot] = {};
-    free_.push_back(slot);
-  }
-
   std::byte* base_;
   std::size_t stride_;
   std::vector<slot_state> slots_;
   std::vector<slot_index> free_;
   std::size_t pinned_ = 0;
-  Policy policy_;
+  newcomer_queue<Policy> evictable_;
 };
 
 }  // namespace kvx

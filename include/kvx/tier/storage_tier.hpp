@@ -4,6 +4,7 @@
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/index.hpp>
 #include <kvx/store/block_store.hpp>
+#include <kvx/tier/newcomer_queue.hpp>
 #include <kvx/types.hpp>
 
 #include <cstddef>
@@ -22,8 +23,7 @@ class storage_tier {
  public:
   storage_tier(const store::store_options& options, const store::slot_identity& identity,
                const store::slot_geometry& geometry)
-      : store_(options, identity, geometry), nodes_(store_.slot_count(), no_node), held_(store_.slot_count(), false),
-        policy_(store_.slot_count()) {}
+      : store_(options, identity, geometry), nodes_(store_.slot_count(), no_node), evictable_(store_.slot_count()) {}
 
   [[nodiscard]] store::block_store& store() noexcept { return store_; }
   [[nodiscard]] std::size_t capacity() const noexcept { return nodes_.size(); }
@@ -39,26 +39,21 @@ class storage_tier {
   void forget(slot_index slot) {
     if (nodes_[slot] != no_node) --blocks_;
     nodes_[slot] = no_node;
-    if (!held_[slot]) return;
-    held_[slot] = false;
-    policy_.erase(slot);
+    evictable_.remove(slot);
   }
 
-  /// Shape   entries: own slots, tail first
-  void publish(std::span<const eviction_entry> entries) {
-    for (const eviction_entry& e : entries) held_[e.slot] = true;
-    policy_.insert(entries);
-  }
-  [[nodiscard]] bool published(slot_index slot) const noexcept { return held_[slot]; }
+  /// An own slot may be evicted from now on.
+  void publish(const eviction_entry& entry) { evictable_.add(entry); }
+  [[nodiscard]] bool published(slot_index slot) const noexcept { return evictable_.contains(slot); }
+  /// An operation that stored blocks is finished.
+  void settle() { evictable_.settle(); }
   /// Shape   slots: published, tail first
-  void touch(std::span<const slot_index> slots) { policy_.touch(slots); }
+  void touch(std::vector<slot_index>& slots) { evictable_.touch(slots); }
 
   /// The next own slot to give up, out of the policy already; forget() and free it. `no_slot`: none may go.
   template <class Keep>
   [[nodiscard]] slot_index evict(Keep&& keep) {
-    const slot_index slot = policy_.evict(keep);
-    if (slot != no_slot) held_[slot] = false;
-    return slot;
+    return evictable_.evict(keep);
   }
 
   /// Whether the store may still claim extents; its keeper finds out.
@@ -74,17 +69,16 @@ class storage_tier {
 
   /// Bytes of bookkeeping per place, the policy's apart.
   [[nodiscard]] std::size_t memory_bytes() const noexcept {
-    return nodes_.size() * sizeof(node_id) + held_.size() / 8;
+    return nodes_.size() * (sizeof(node_id) + 1);
   }
 
  private:
   store::block_store store_;
   std::vector<node_id> nodes_;
-  std::vector<bool> held_;
   std::size_t blocks_ = 0;
   std::size_t freeing_ = 0;
   bool may_grow_ = true;
-  Policy policy_;
+  newcomer_queue<Policy> evictable_;
 };
 
 }  // namespace kvx
