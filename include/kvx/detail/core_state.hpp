@@ -66,7 +66,9 @@ struct group_state {
         storage(storage_options != nullptr
                     ? std::make_unique<storage_tier<Eviction>>(*storage_options, identity, geometry)
                     : nullptr),
-        index(most_nodes(), secret()) {}
+        index(most_nodes(), secret()),
+        tokens_(memory.capacity() * geometry.token_capacity),
+        has_tokens_(memory.capacity(), false) {}
 
   store::slot_geometry geometry;
   store::slot_identity identity;
@@ -87,14 +89,15 @@ struct group_state {
     if (const auto id = random_id()) std::memcpy(&word, id->bytes.data(), sizeof word);
     return word;
   }
-  /// Where a slot's header keeps the tokens of its block.
-  [[nodiscard]] std::span<std::byte> header_tokens(slot_index slot) const noexcept {
-    return memory.bytes(slot).subspan(geometry.tokens_offset(), geometry.token_capacity * sizeof(token_id));
+  /// Remembers the tokens of a slot's block; none where the engine gave only keys.
+  void keep_tokens(slot_index slot, std::span<const token_id> tokens) {
+    has_tokens_[slot] = !tokens.empty();
+    std::copy(tokens.begin(), tokens.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
   }
   /// Whether a slot's block has these tokens. Its key says so already; this is against a weak hasher and mistakes.
   [[nodiscard]] bool holds_tokens(slot_index slot, std::span<const token_id> tokens) const noexcept {
-    const std::span<const std::byte> kept = header_tokens(slot);
-    return tokens.empty() || (tokens.size_bytes() == kept.size() && std::memcmp(kept.data(), tokens.data(), kept.size()) == 0);
+    if (tokens.empty() || !has_tokens_[slot]) return true;
+    return std::equal(tokens.begin(), tokens.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
   }
   /// The payload of a slot.
   [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
@@ -106,6 +109,11 @@ struct group_state {
     std::memcpy(&bits, key.bytes.data(), sizeof bits);
     return {slot, bits};
   }
+
+ private:
+  // Beside the slots, not in their headers: those are sealed while others compare.
+  std::vector<token_id> tokens_;
+  std::vector<bool> has_tokens_;
 };
 
 /// What the parts of a cache share. `mutex` guards everything that is not atomic or constant; it is never
@@ -253,7 +261,7 @@ struct core_state {
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, false);
       if (victim == no_slot) {
-        g.no_slot_before = now + no_victim_pause;
+        if (purpose == io_class::save) g.no_slot_before = now + no_victim_pause;
         return no_slot;
       }
       drop_memory(g, victim);

@@ -210,7 +210,7 @@ class fetcher {
   // Enough to keep the backend busy, little enough that a cancelled prefetch soon lets storage go. It starts small:
   // where many reads share a slow link, the first would be as late as the last, and nobody could tell how slow it is.
   [[nodiscard]] std::uint64_t window_bytes() const noexcept {
-    constexpr std::uint64_t first_window = 4U << 20U;
+    constexpr std::uint64_t first_window = 8U << 20U;
     return std::min({state_.io_window_bytes(), std::uint64_t{2} * state_.opts.io.in_flight_bytes,
                      first_window + bytes_since_idle_});
   }
@@ -261,6 +261,7 @@ class fetcher {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
       g.memory.publish(g.entry_of(r.slot, r.node));
+      g.keep_tokens(r.slot, r.what->block(r.block));
       g.index.set_memory(r.node, r.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();

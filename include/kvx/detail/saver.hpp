@@ -80,10 +80,7 @@ class saver {
     }
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);
-    // Loads compare them; where the engine gave none, nothing may match what an earlier block left there.
-    const std::span<std::byte> kept = g.header_tokens(slot);
-    if (tokens.empty()) std::fill(kept.begin(), kept.end(), std::byte{0xFF});
-    else std::memcpy(kept.data(), tokens.data(), kept.size());
+    g.keep_tokens(slot, tokens);
     made.node = node;
     made.slot = slot;
     return made;
