@@ -49,13 +49,13 @@ cmake --build "$build" -j "$jobs" --target mini_engine >"$work/log" 2>&1 || { ca
 engine=$(find "$build/examples" -type f -name mini_engine -perm -u+x | head -n1)
 
 # A log of numbered findings: the same text every time, no two lines alike. A byte is a token to a generated model, so
-# this is some 2,900 tokens.
+# this is some 5,700 tokens.
 awk 'BEGIN {
   split("pump valve sensor motor filter gauge relay burner", part, " ");
   split("north south east west upper lower", place, " ");
   split("was inspected and found sound;was cleaned;was replaced;ran warm and needs another look;showed no change", verdict, ";");
   print "Below is the maintenance log of a plant. Answer the question at its end.\n";
-  for (i = 1; i <= 32; ++i)
+  for (i = 1; i <= 64; ++i)
     printf "Entry %d: the %s in the %s hall, number %d, %s after %d hours.\n",
            i, part[i * 5 % 8 + 1], place[i * 7 % 6 + 1], i * 37 % 211, verdict[i * 3 % 5 + 1], i * 13 % 97 + 3;
   print "\nQuestion: which parts need another look?";

@@ -34,6 +34,7 @@ disk=$(readlink -f "/sys/dev/block/$device" 2>/dev/null) || skip "'$directory' i
 if [ -e "$disk/partition" ]; then device=$(cat "$disk/../dev"); fi
 
 group=
+# shellcheck disable=SC2317  # the trap calls it
 leave() {
   local try
   [ -n "$group" ] || return 0

@@ -44,7 +44,8 @@ void chat(const options& o, model m) {
     std::optional<opening_cache> cache;
     if (!o.no_cache) {
         cache_settings settings = o.cache;
-        if (settings.memory_bytes == 0) settings.memory_bytes = memory_for(pool_tokens, e.weights.config, e.kv);
+        // Twice the conversations: half of the memory can be kept for requests that wait.
+        if (settings.memory_bytes == 0) settings.memory_bytes = 2 * memory_for(pool_tokens, e.weights.config, e.kv);
         cache.emplace(settings, e.weights, e.kv, e.cost);
     }
 

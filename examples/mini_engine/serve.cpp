@@ -14,7 +14,7 @@ server::server(transformer& engine, const prefill_cost& cost, opening_cache* cac
 
 server::~server() {
     for (flight& f : flights_) {
-        for (arrival& a : f.arrivals) a.ticket.cancel();
+        f.stretch.cancel();
         for (const auto& load : f.loads) load.wait();
         for (const auto& save : f.saves) save.wait_source_released(std::chrono::hours{1});
     }
@@ -57,19 +57,20 @@ void server::look_up(flight& f) {
     f.saves_seen = saves_;
     f.loaded_blocks = f.computed / cache_->block_tokens();
     f.plan = cache_->match(f.chain);
-    f.requested_blocks = f.loaded_blocks;
-    request_blocks(f);
+    if (f.plan.blocks() > f.loaded_blocks) request_stretch(f);
 }
 
-// Prefetches keep at most half of the cache's memory from eviction: two stretches at a time, and a prompt may take all of it.
-void server::request_blocks(flight& f) {
-    const std::size_t stretch = std::max<std::size_t>(1, opening_->memory_bytes() / cache_->block_bytes() / 5);
-    while (f.arrivals.size() < 2 && f.requested_blocks < f.plan.blocks()) {
-        kvx::plan part = f.plan;
-        const std::size_t first = std::exchange(f.requested_blocks, std::min(f.plan.blocks(), f.requested_blocks + stretch));
-        part.truncate(f.requested_blocks);
-        f.arrivals.push_back({cache_->prefetch(std::move(part), first), f.requested_blocks, std::nullopt});
-    }
+// Prefetches keep at most half of the cache's memory from eviction, but a prompt may take all of it.
+void server::request_stretch(flight& f) {
+    const std::size_t half = opening_->memory_bytes() / cache_->block_bytes() / 2;
+    const std::size_t tokens = f.of->prompt.size();
+    kvx::plan part = f.plan;
+    part.truncate(f.loaded_blocks + std::max<std::size_t>(2, half) - 1);
+    f.stretch_end = part.blocks();
+    f.race.reset();
+    f.stretch = {};  // the one before is loaded; its blocks may go
+    f.stretch = cache_->prefetch(std::move(part), f.loaded_blocks);
+    f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens());
 }
 
 // Whoever computed the same beginning while this request waited for its turn has saved it by now.
@@ -107,8 +108,7 @@ bool server::step() {
     if (steps.empty()) {
         // Nothing to compute: what is left waits for blocks that arrive, or for saves that end.
         if (arriving != nullptr) {
-            const arrival& next = arriving->arrivals.front();
-            next.ticket.wait_ready(arriving->loaded_blocks + 1, next.race->look_again());
+            arriving->stretch.wait_ready(arriving->loaded_blocks + 1, arriving->race->look_again());
         } else if (!flights_.empty() && waits_for_cache(flights_.front())) {
             opening_->wait_for(flights_.front().wait_until - std::chrono::steady_clock::now());
         } else if (!flights_.empty() && !flights_.front().saves.empty()) {
@@ -129,25 +129,23 @@ bool server::step() {
 
 // Takes what has arrived, asks for more, and says whether to wait for it.
 bool server::waits_for_blocks(flight& f) {
-    while (f.arriving()) {
-        arrival& next = f.arrivals.front();
-        const bool decided = next.ticket.done();  // asked before the rest may arrive
+    for (;;) {
+        const bool decided = f.stretch.done();  // asked before the rest may arrive
         take_arrived(f);
         if (!decided) {
-            const std::size_t tokens = f.of->prompt.size();
-            if (!next.race) next.race.emplace(next.ticket, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens());
-            return patient_ || next.race->worth_waiting();
+            if (patient_ || f.race->worth_waiting()) return true;
+            if (f.stretch.done()) continue;  // the rest came this moment
+            return false;
         }
-        if (f.loaded_blocks < next.end) return false;  // a block is missing, and what comes after it is of no use
-        f.arrivals.pop_front();
-        request_blocks(f);
+        // A block is missing, and what comes after it is of no use; or that was all.
+        if (f.loaded_blocks < f.stretch_end || f.stretch_end == f.plan.blocks()) return false;
+        request_stretch(f);
     }
-    return false;
 }
 
 // Copying what is there while the rest arrives hides the copies behind the I/O.
 void server::take_arrived(flight& f) {
-    const std::size_t ready = f.arrivals.front().ticket.ready_blocks();
+    const std::size_t ready = f.stretch.ready_blocks();
     if (ready <= f.loaded_blocks) return;
     const std::span<const page_id> pages(f.of->kv.pages);
     f.loads.push_back(cache_->load(f.plan, pages.subspan(f.loaded_blocks, ready - f.loaded_blocks), {}, f.loaded_blocks));
@@ -155,11 +153,10 @@ void server::take_arrived(flight& f) {
 }
 
 void server::end_arriving(flight& f) {
-    if (f.arriving()) take_arrived(f);
-    for (arrival& a : f.arrivals) {
-        if (!a.ticket.done()) a.ticket.cancel();
-    }
-    f.arrivals.clear();  // loads keep what they copy
+    take_arrived(f);
+    if (!f.stretch.done()) f.stretch.cancel();
+    f.race.reset();
+    f.stretch = {};  // loads keep what they copy
     const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
     if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
     f.computed = std::max(f.computed, loaded_tokens);

@@ -8,7 +8,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -78,13 +77,6 @@ public:
     }
 
 private:
-    /// A stretch of cached blocks on its way into the cache's memory.
-    struct arrival {
-        kvx::prefetch_ticket ticket;
-        std::size_t end;                      // of the stretch, in the plan's blocks
-        std::optional<kvx::load_race> race;  // once it is the next to be taken
-    };
-
     /// A request on its way.
     struct flight {
         request* of;
@@ -92,8 +84,10 @@ private:
         std::chrono::steady_clock::time_point matched;
         kvx::sequence chain;  // the keys of the prompt's and the answer's blocks; once the cache is open
         kvx::plan plan;
-        std::deque<arrival> arrivals;
-        std::size_t requested_blocks = 0;  // of the plan, that arrive or have arrived
+        // A stretch of cached blocks on its way into the cache's memory, and whether it is worth waiting for.
+        kvx::prefetch_ticket stretch;
+        std::optional<kvx::load_race> race;
+        std::size_t stretch_end = 0;  // in the plan's blocks
         std::vector<kvx::load_ticket<kvx::host_stream>> loads;
         std::vector<kvx::save_ticket> saves;
         std::size_t loaded_blocks = 0;
@@ -103,14 +97,14 @@ private:
         bool started = false;  // a chunk of the prompt was computed
         bool finished = false;
 
-        bool arriving() const { return !arrivals.empty(); }
+        bool arriving() const { return race.has_value(); }
         bool in_prefill() const { return computed < of->prompt.size(); }
         bool has_keys() const { return chain.block_tokens() != 0; }
     };
 
     bool waits_for_cache(const flight& f) const;
     bool waits_for_blocks(flight& f);
-    void request_blocks(flight& f);
+    void request_stretch(flight& f);
     void look_up(flight& f);
     void look_up_again();
     void take_arrived(flight& f);
