@@ -21,48 +21,48 @@ namespace {
 constexpr std::size_t prompt_tokens = 131'072;
 
 std::vector<kvx::token_id> make_prompt() {
-    std::mt19937 random(1);
-    std::vector<kvx::token_id> tokens(prompt_tokens);
-    for (kvx::token_id& token : tokens) token = static_cast<kvx::token_id>(random() % 128'000U);
-    return tokens;
+  std::mt19937 random(1);
+  std::vector<kvx::token_id> tokens(prompt_tokens);
+  for (kvx::token_id& token : tokens) token = static_cast<kvx::token_id>(random() % 128'000U);
+  return tokens;
 }
 
 void count_blocks(benchmark::State& state, std::size_t blocks) {
-    const double all = static_cast<double>(state.iterations()) * static_cast<double>(blocks);
-    state.counters["per_block"] = benchmark::Counter(all, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  const double all = static_cast<double>(state.iterations()) * static_cast<double>(blocks);
+  state.counters["per_block"] = benchmark::Counter(all, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
 /// One digest of as many bytes as the argument says.
 template <kvx::hasher H>
 void digest_of(benchmark::State& state) {
-    const std::vector<std::byte> bytes(static_cast<std::size_t>(state.range(0)), std::byte{7});
-    for (auto _ : state) benchmark::DoNotOptimize(H::hash(bytes));
-    state.SetBytesProcessed(state.iterations() * state.range(0));
+  const std::vector<std::byte> bytes(static_cast<std::size_t>(state.range(0)), std::byte{7});
+  for (auto _ : state) benchmark::DoNotOptimize(H::hash(bytes));
+  state.SetBytesProcessed(state.iterations() * state.range(0));
 }
 
 /// The whole prompt in one digest: the ceiling.
 template <kvx::hasher H>
 void prompt_at_once(benchmark::State& state) {
-    const std::vector<kvx::token_id> tokens = make_prompt();
-    for (auto _ : state) benchmark::DoNotOptimize(H::hash(std::as_bytes(std::span(tokens))));
-    count_blocks(state, prompt_tokens / static_cast<std::size_t>(state.range(0)));
+  const std::vector<kvx::token_id> tokens = make_prompt();
+  for (auto _ : state) benchmark::DoNotOptimize(H::hash(std::as_bytes(std::span(tokens))));
+  count_blocks(state, prompt_tokens / static_cast<std::size_t>(state.range(0)));
 }
 
 /// Chained keys of a prompt in blocks of as many tokens as the argument says.
 template <kvx::hasher H>
 void prompt_in_blocks(benchmark::State& state) {
-    const auto block_tokens = static_cast<std::uint32_t>(state.range(0));
-    const std::vector<kvx::token_id> tokens = make_prompt();
-    kvx::key_chain<H> chain;
-    const auto root = chain.root({"model", "revision", "bf16"}, block_tokens, {});
-    std::vector<typename H::digest_type> keys(prompt_tokens / block_tokens);
-    for (auto _ : state) {
-        auto parent = root;
-        chain.extend(tokens, block_tokens, {}, parent, keys);
-        benchmark::DoNotOptimize(keys.data());
-        benchmark::ClobberMemory();
-    }
-    count_blocks(state, keys.size());
+  const auto block_tokens = static_cast<std::uint32_t>(state.range(0));
+  const std::vector<kvx::token_id> tokens = make_prompt();
+  kvx::key_chain<H> chain;
+  const auto root = chain.root({"model", "revision", "bf16"}, block_tokens, {});
+  std::vector<typename H::digest_type> keys(prompt_tokens / block_tokens);
+  for (auto _ : state) {
+    auto parent = root;
+    chain.extend(tokens, block_tokens, {}, parent, keys);
+    benchmark::DoNotOptimize(keys.data());
+    benchmark::ClobberMemory();
+  }
+  count_blocks(state, keys.size());
 }
 
 }  // namespace

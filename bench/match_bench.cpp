@@ -61,7 +61,8 @@ struct engine {
   std::vector<std::byte> values = std::vector<std::byte>(16 * 2048);
   kvx::layout layout() {
     kvx::separate_kv tensors;
-    tensors.shape = {.block_tokens = block_tokens, .page_tokens = block_tokens, .layers = 1, .heads = 1, .head_dim = 64};
+    tensors.shape = {
+        .block_tokens = block_tokens, .page_tokens = block_tokens, .layers = 1, .heads = 1, .head_dim = 64};
     tensors.shape.element = kvx::element_type::bf16;
     tensors.page_count = 16;
     std::byte* const k = keys.data();
@@ -165,7 +166,8 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", with.rounds);
   CLI11_PARSE(app, argc, argv);
   if (std::filesystem::exists(with.root)) {
-    std::fprintf(stderr, "match_bench: '%s' exists; name a directory that may be made and removed\n", with.root.c_str());
+    std::fprintf(stderr, "match_bench: '%s' exists; name a directory that may be made and removed\n",
+                 with.root.c_str());
     return 1;
   }
   engine small;
@@ -178,7 +180,8 @@ int main(int argc, char** argv) {
     const auto tokens = prompt(with, 0);
     opening.push_back(timed([&] {
                         const kvx::host_cache<> cache(o, small.layout());
-                        if (cache.match(tokens).blocks() != with.prompt_blocks) std::fprintf(stderr, "match_bench: no hit after opening\n");
+                        if (cache.match(tokens).blocks() != with.prompt_blocks)
+                          std::fprintf(stderr, "match_bench: no hit after opening\n");
                       }).seconds);
   }
 
@@ -198,28 +201,28 @@ int main(int argc, char** argv) {
   for (std::size_t round = 0; round < with.rounds; ++round) {
     const auto& text = texts[round * 7919 % prompts];
     match_ns.push_back(1e9 / blocks * timed([&] {
-                         const std::uint64_t before = allocations.load();
-                         cache.match(text, root, {}, plan);
-                         if (round > 0) allocated += allocations.load() - before;
-                       }).seconds);
+                                        const std::uint64_t before = allocations.load();
+                                        cache.match(text, root, {}, plan);
+                                        if (round > 0) allocated += allocations.load() - before;
+                                      }).seconds);
     if (plan.blocks() != with.prompt_blocks) std::fprintf(stderr, "match_bench: %zu blocks found\n", plan.blocks());
     const auto& other = texts[(round * 7919 + prompts / 3) % prompts];
     std::vector<digest> keys(with.prompt_blocks);
     chain hashing;
     hash_ns.push_back(1e9 / blocks * timed([&] {
-                        digest parent = kvx::detail::from_block_key<digest>(root);
-                        hashing.extend(other, block_tokens, {}, parent, keys);
-                      }).seconds);
+                                       digest parent = kvx::detail::from_block_key<digest>(root);
+                                       hashing.extend(other, block_tokens, {}, parent, keys);
+                                     }).seconds);
     const auto& third = texts[(round * 7919 + 2 * prompts / 3) % prompts];
     std::size_t found = 0;
     plain_ns.push_back(1e9 / blocks * timed([&] {
-                         digest parent = kvx::detail::from_block_key<digest>(root);
-                         hashing.extend(third, block_tokens, {}, parent, keys);
-                         for (const digest& key : keys) {
-                           const std::shared_lock lock(plain.mutex);
-                           found += plain.map.count(key);
-                         }
-                       }).seconds);
+                                        digest parent = kvx::detail::from_block_key<digest>(root);
+                                        hashing.extend(third, block_tokens, {}, parent, keys);
+                                        for (const digest& key : keys) {
+                                          const std::shared_lock lock(plain.mutex);
+                                          found += plain.map.count(key);
+                                        }
+                                      }).seconds);
     if (found != with.prompt_blocks) std::fprintf(stderr, "match_bench: the baseline found %zu\n", found);
   }
 
@@ -231,7 +234,8 @@ int main(int argc, char** argv) {
         kvx::plan mine;
         std::vector<double> each;
         for (std::size_t round = 0; round < with.rounds; ++round)
-          each.push_back(1e9 / blocks * timed([&] { cache.match(texts[(round * 7919 + r * 31) % prompts], root, {}, mine); }).seconds);
+          each.push_back(1e9 / blocks *
+                         timed([&] { cache.match(texts[(round * 7919 + r * 31) % prompts], root, {}, mine); }).seconds);
         ns[r] = median(each).middle;
       });
     }
@@ -245,13 +249,17 @@ int main(int argc, char** argv) {
   const interval floor = median(hash_ns);
   const interval baseline = median(plain_ns);
   std::printf("%zu blocks, prompts of %zu blocks, %zu rounds\n", with.blocks, with.prompt_blocks, with.rounds);
-  std::printf("match, all in          %6.1f ns/block (%.1f-%.1f); goal <= 40: %s; allocations in %zu calls: %llu\n", all_in.middle,
-              all_in.low, all_in.high, all_in.high <= 40 ? "reached" : all_in.low > 40 ? "missed" : "inconclusive", with.rounds - 1,
-              static_cast<unsigned long long>(allocated));
+  std::printf("match, all in          %6.1f ns/block (%.1f-%.1f); goal <= 40: %s; allocations in %zu calls: %llu\n",
+              all_in.middle, all_in.low, all_in.high,
+              all_in.high <= 40 ? "reached"
+              : all_in.low > 40 ? "missed"
+                                : "inconclusive",
+              with.rounds - 1, static_cast<unsigned long long>(allocated));
   std::printf("hashing alone          %6.1f ns/block (%.1f-%.1f)\n", floor.middle, floor.low, floor.high);
   std::printf("hashing + shared map   %6.1f ns/block (%.1f-%.1f)\n", baseline.middle, baseline.low, baseline.high);
   std::printf("readers at once        %6.1f ns/block each with 1, %.1f with 2\n", one, two);
-  std::printf("index                  %6.1f bytes/block\n", static_cast<double>(cache.index_bytes()) / static_cast<double>(with.blocks));
+  std::printf("index                  %6.1f bytes/block\n",
+              static_cast<double>(cache.index_bytes()) / static_cast<double>(with.blocks));
   const interval open = median(opening);
   std::printf("open, cold, until hit  %6.2f s (%.2f-%.2f); goal < 1: %s\n", open.middle, open.low, open.high,
               open.high < 1 ? "reached" : "missed");

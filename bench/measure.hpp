@@ -34,7 +34,9 @@ inline std::span<std::byte> memory(std::size_t bytes) {
 inline double cpu_seconds() {
   ::rusage used{};
   ::getrusage(RUSAGE_SELF, &used);
-  const auto seconds = [](const ::timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  const auto seconds = [](const ::timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   return seconds(used.ru_utime) + seconds(used.ru_stime);
 }
 

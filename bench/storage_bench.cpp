@@ -166,7 +166,8 @@ class cached {
     chains_.push_back(cache_->make_sequence(fresh_tokens()));
     const auto ticket = cache_->save(chains_.back(), 0, ids_);
     if (!ticket.wait_stored(600s) || !ticket.outcome().ok())
-      std::fprintf(stderr, "storage_bench: a save was not stored: %s\n", std::string(to_string(ticket.outcome().code())).c_str());
+      std::fprintf(stderr, "storage_bench: a save was not stored: %s\n",
+                   std::string(to_string(ticket.outcome().code())).c_str());
   }
   /// Brings the oldest prompt into memory, verified.
   void load() {
@@ -201,8 +202,8 @@ class cached {
 };
 
 struct series {
-  std::vector<double> rate;     // bytes per second
-  std::vector<double> cpu;      // CPU-ms per GiB
+  std::vector<double> rate;  // bytes per second
+  std::vector<double> cpu;   // CPU-ms per GiB
   void add(double bytes, const cost& c) {
     rate.push_back(bytes / c.seconds);
     cpu.push_back(1e3 * c.cpu_seconds / (bytes / (1024.0 * mib)));
@@ -256,7 +257,8 @@ int main(int argc, char** argv) {
     const std::size_t bytes = with.batch_mib * mib / (4 * mib) * (4 * mib);
     const std::span<std::byte> buffer = memory(bytes);
     raw_file raw(directory + "/raw", buffer);
-    file_per_block files(directory + "/files", buffer.first(bytes / (with.block_mib * mib) * (with.block_mib * mib)), with.block_mib * mib);
+    file_per_block files(directory + "/files", buffer.first(bytes / (with.block_mib * mib) * (with.block_mib * mib)),
+                         with.block_mib * mib);
     cached cache(with, directory + "/root");
     const auto raw_bytes = static_cast<double>(bytes);
     const double file_bytes = static_cast<double>(bytes / (with.block_mib * mib) * (with.block_mib * mib));
@@ -289,20 +291,24 @@ int main(int argc, char** argv) {
       kvx_write.add(cache.batch_bytes(), timed([&] { cache.save(); }));
       file_write.add(file_bytes, timed([&] { files.move(false, writing.threads); }));
     }
-    std::printf("blocks of %zu MiB, batches of %zu MiB, %zu rounds, backend %s\n", with.block_mib, with.batch_mib, with.rounds, with.io.c_str());
+    std::printf("blocks of %zu MiB, batches of %zu MiB, %zu rounds, backend %s\n", with.block_mib, with.batch_mib,
+                with.rounds, with.io.c_str());
     std::printf("load (raw: %zu threads, %zu KiB)\n", reading.threads, reading.piece / 1024);
     print("raw loop", raw_read, raw_read);
     print("kvx, verified", kvx_read, raw_read);
     print("one file per block", file_read, raw_read);
-    std::printf("  kvx's verification: %.1f CPU-ms/GiB, %.2f x one XXH3 pass over memory; everything else: %.1f CPU-ms/GiB\n",
-                median(verify_ms).middle, ratio(verify_ms, xxh3_ms).middle, median(load_apart).middle);
-    std::printf("  goal >= 0.95 of raw: %s; ahead of a file per block: %s\n", verdict(ratio(kvx_read.rate, raw_read.rate), 0.95),
-                verdict(ratio(kvx_read.rate, file_read.rate), 1.0));
-    std::printf("save, from engine pages until stored (raw: %zu threads, %zu KiB)\n", writing.threads, writing.piece / 1024);
+    std::printf(
+        "  kvx's verification: %.1f CPU-ms/GiB, %.2f x one XXH3 pass over memory; everything else: %.1f CPU-ms/GiB\n",
+        median(verify_ms).middle, ratio(verify_ms, xxh3_ms).middle, median(load_apart).middle);
+    std::printf("  goal >= 0.95 of raw: %s; ahead of a file per block: %s\n",
+                verdict(ratio(kvx_read.rate, raw_read.rate), 0.95), verdict(ratio(kvx_read.rate, file_read.rate), 1.0));
+    std::printf("save, from engine pages until stored (raw: %zu threads, %zu KiB)\n", writing.threads,
+                writing.piece / 1024);
     print("raw loop", raw_write, raw_write);
     print("kvx, copied and sealed", kvx_write, raw_write);
     print("one file per block", file_write, raw_write);
-    std::printf("  goal >= 0.95 of raw: %s; ahead of a file per block: %s\n", verdict(ratio(kvx_write.rate, raw_write.rate), 0.95),
+    std::printf("  goal >= 0.95 of raw: %s; ahead of a file per block: %s\n",
+                verdict(ratio(kvx_write.rate, raw_write.rate), 0.95),
                 verdict(ratio(kvx_write.rate, file_write.rate), 1.0));
   }
   std::filesystem::remove_all(directory);

@@ -99,8 +99,8 @@ struct outcome {
 /// One request, from the prompt to the answer. table: the engine's pages for it, one per block of 16 tokens.
 outcome serve(kvx::host_cache<>& cache, toy_engine& engine, std::span<const kvx::token_id> prompt,
               std::span<const kvx::block_id> table) {
-  const kvx::sequence chain = cache.make_sequence(prompt);  // hashes the prompt's blocks, once
-  const kvx::plan plan = cache.match(chain);                // which prefix is cached: no I/O
+  const kvx::sequence chain = cache.make_sequence(prompt);     // hashes the prompt's blocks, once
+  const kvx::plan plan = cache.match(chain);                   // which prefix is cached: no I/O
   const kvx::prefetch_ticket arriving = cache.prefetch(plan);  // storage -> memory, while the request is queued
   arriving.wait_for(std::chrono::seconds(2));                  // a scheduler polls done() and goes on meanwhile
 
@@ -111,7 +111,8 @@ outcome serve(kvx::host_cache<>& cache, toy_engine& engine, std::span<const kvx:
     engine.compute_layer(layer, prompt, cached * cache.block_tokens(), table);
   }
 
-  const auto save = cache.save(chain, cached, table.subspan(cached, chain.blocks() - cached));  // pages -> memory, storage
+  const auto save =
+      cache.save(chain, cached, table.subspan(cached, chain.blocks() - cached));  // pages -> memory, storage
   save.wait_source_released(std::chrono::seconds(2));  // before the pages are used for something else
   return {engine.answer(prompt.size(), table), cached * cache.block_tokens()};
 }

@@ -113,11 +113,13 @@ struct toy_engine {
     return kvx::layout(page_tokens, {tensors});
   }
   void fill(kvx::block_id page, const kvx::block_key& key) {
-    for (std::size_t i = 0; i < page_bytes; ++i) keys[page * page_bytes + i] = values[page * page_bytes + i] = key.bytes[i % 16];
+    for (std::size_t i = 0; i < page_bytes; ++i)
+      keys[page * page_bytes + i] = values[page * page_bytes + i] = key.bytes[i % 16];
   }
   [[nodiscard]] bool holds(kvx::block_id page, const kvx::block_key& key) const {
     for (std::size_t i = 0; i < page_bytes; ++i)
-      if (keys[page * page_bytes + i] != key.bytes[i % 16] || values[page * page_bytes + i] != key.bytes[i % 16]) return false;
+      if (keys[page * page_bytes + i] != key.bytes[i % 16] || values[page * page_bytes + i] != key.bytes[i % 16])
+        return false;
     return true;
   }
 
@@ -150,7 +152,8 @@ int main() {
     const kvx::sequence chain = cache.make_sequence(prompt);
     for (std::size_t b = 0; b < blocks; ++b) engine.fill(from[b], chain.key(b));
     const auto save = cache.save(chain, 0, from);
-    check(save.wait_stored(std::chrono::seconds(10)) && save.outcome().ok(), "there is always room for the next prompt");
+    check(save.wait_stored(std::chrono::seconds(10)) && save.outcome().ok(),
+          "there is always room for the next prompt");
     if (request % 25 != 24) continue;
     const kvx::plan plan = cache.match(chain);
     const auto load = cache.load(plan, to);

@@ -50,11 +50,13 @@ struct toy_engine {
     return kvx::layout(page_tokens, {tensors});
   }
   void fill(kvx::block_id page, const kvx::block_key& key) {
-    for (std::size_t i = 0; i < page_bytes; ++i) keys[page * page_bytes + i] = values[page * page_bytes + i] = key.bytes[i % 16];
+    for (std::size_t i = 0; i < page_bytes; ++i)
+      keys[page * page_bytes + i] = values[page * page_bytes + i] = key.bytes[i % 16];
   }
   [[nodiscard]] bool holds(kvx::block_id page, const kvx::block_key& key) const {
     for (std::size_t i = 0; i < page_bytes; ++i)
-      if (keys[page * page_bytes + i] != key.bytes[i % 16] || values[page * page_bytes + i] != key.bytes[i % 16]) return false;
+      if (keys[page * page_bytes + i] != key.bytes[i % 16] || values[page * page_bytes + i] != key.bytes[i % 16])
+        return false;
     return true;
   }
 
@@ -144,7 +146,8 @@ int main() {
     for (std::size_t b = 0; b < blocks; ++b)
       check(engine.holds(static_cast<kvx::block_id>(32 + b), chain.key(b)), "every byte is what was saved");
     check(cache.match(chain).where(0) == kvx::tier::memory, "from now on they are in memory too");
-    std::printf("loaded %zu blocks after a restart; the scheduler had %zu turn(s) meanwhile\n", load.loaded_blocks(), turns);
+    std::printf("loaded %zu blocks after a restart; the scheduler had %zu turn(s) meanwhile\n", load.loaded_blocks(),
+                turns);
   }
 
   {
@@ -164,6 +167,7 @@ int main() {
     check(cache.load(plan, pages_from(32)).loaded_blocks() == 0, "and is never loaded");
     const std::uint64_t damaged = cache.stats().storage.damaged;
     check(damaged > 0, "and it is counted");
-    std::printf("after damage: nothing served, %llu block(s) counted as damaged\n", static_cast<unsigned long long>(damaged));
+    std::printf("after damage: nothing served, %llu block(s) counted as damaged\n",
+                static_cast<unsigned long long>(damaged));
   }
 }

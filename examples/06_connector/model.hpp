@@ -48,7 +48,8 @@ struct token_place {
 /// Shape   per layer two tensors [page_count][page_tokens][1 head][8 channels] of f32
 class kv_memory {
  public:
-  explicit kv_memory(std::uint64_t rank) : rank_(rank), tensors_(2 * layers, std::vector<std::uint64_t>(page_count * page_words)) {}
+  explicit kv_memory(std::uint64_t rank)
+      : rank_(rank), tensors_(2 * layers, std::vector<std::uint64_t>(page_count * page_words)) {}
 
   [[nodiscard]] kvx::layout layout() {
     std::vector<std::byte*> keys;
@@ -82,7 +83,8 @@ class kv_memory {
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint64_t* const row = row_of(layer, half, at);
       for (std::size_t i = 0; i < row_words; ++i)
-        for (std::uint64_t off = row[i] ^ word(layer, half, i, at.state); off != 0; off >>= 8U) wrong += (off & 0xFFU) != 0;
+        for (std::uint64_t off = row[i] ^ word(layer, half, i, at.state); off != 0; off >>= 8U)
+          wrong += (off & 0xFFU) != 0;
     }
     return wrong;
   }
@@ -94,7 +96,8 @@ class kv_memory {
   [[nodiscard]] std::uint64_t* row_of(std::size_t layer, std::size_t half, const token_place& at) noexcept {
     return tensors_[2 * layer + half].data() + at.page * page_words + at.row * row_words;
   }
-  [[nodiscard]] std::uint64_t word(std::size_t layer, std::size_t half, std::size_t i, std::uint64_t state) const noexcept {
+  [[nodiscard]] std::uint64_t word(std::size_t layer, std::size_t half, std::size_t i,
+                                   std::uint64_t state) const noexcept {
     return mix(state + (((rank_ * layers + layer) * 2 + half) * row_words + i + 1) * 0x9E37'79B9'7F4A'7C15U);
   }
 

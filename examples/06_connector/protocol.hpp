@@ -61,7 +61,8 @@ class message {
   template <class T>
   [[nodiscard]] std::vector<T> list() {
     const std::uint64_t count = number();
-    if (count > (bytes_.size() - at_) / sizeof(T)) throw std::runtime_error("connector: a list is longer than its message");
+    if (count > (bytes_.size() - at_) / sizeof(T))
+      throw std::runtime_error("connector: a list is longer than its message");
     std::vector<T> values(static_cast<std::size_t>(count));
     take(values.data(), values.size() * sizeof(T));
     return values;

@@ -244,8 +244,10 @@ class scheduler {
     to_do_.add(command::place, id).list(std::span<const kvx::block_id>(r.pages));
     const std::size_t blocks = agreed(r.prefetched);
     if (blocks < r.matched.size()) ++totals_.lost_after_match;
-    if (blocks == 0) r.loaded.assign(rank_count, 0);
-    else to_do_.add(command::load, id).number(blocks);
+    if (blocks == 0)
+      r.loaded.assign(rank_count, 0);
+    else
+      to_do_.add(command::load, id).number(blocks);
     r.now = phase::loading;
   }
 
@@ -360,7 +362,8 @@ class scheduler {
   template <class Note>
   void note(const std::vector<std::uint64_t>& pairs, Note&& each) {
     for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
-      if (const auto at = live_.find(pairs[i]); at != live_.end()) each(at->second, static_cast<std::size_t>(pairs[i + 1]));
+      if (const auto at = live_.find(pairs[i]); at != live_.end())
+        each(at->second, static_cast<std::size_t>(pairs[i + 1]));
   }
 
   // As a rank does whose disk is replaced, or whose own evictions took another course.

@@ -122,7 +122,8 @@ class worker {
   void step(message& asked) {
     auto pass = std::make_shared<forward_pass>();
     std::vector<std::pair<std::uint64_t, std::pair<std::size_t, std::size_t>>> saves;
-    for (auto what = static_cast<command>(asked.number()); what != command::end; what = static_cast<command>(asked.number())) {
+    for (auto what = static_cast<command>(asked.number()); what != command::end;
+         what = static_cast<command>(asked.number())) {
       const std::uint64_t id = asked.number();
       request& r = requests_[id];
       switch (what) {
@@ -145,7 +146,8 @@ class worker {
           break;
         case command::load: {
           const auto blocks = static_cast<std::size_t>(asked.number());
-          r.load = cache_.load(r.plan, std::span<const kvx::block_id>(r.pages).first(blocks * pages_per_block), stream_);
+          r.load =
+              cache_.load(r.plan, std::span<const kvx::block_id>(r.pages).first(blocks * pages_per_block), stream_);
           // The load has pins of its own; those of the prefetch would only be in others' way.
           r.prefetch = {};
           loaded_.insert(loaded_.end(), {id, r.load.loaded_blocks()});
@@ -174,8 +176,8 @@ class worker {
       request& r = requests_[id];
       const auto [first, blocks] = range;
       r.saves.push_back(cache_.save(
-          r.chain, first, std::span<const kvx::block_id>(r.pages).subspan(first * pages_per_block, blocks * pages_per_block),
-          stream_));
+          r.chain, first,
+          std::span<const kvx::block_id>(r.pages).subspan(first * pages_per_block, blocks * pages_per_block), stream_));
     }
     // An engine waits for its samples, not for copies.
     stream_.synchronize();

@@ -27,8 +27,9 @@ class any_cache {
 
   /// Takes the cache over. Caches do not move their threads' data, so a cache may be moved in after use.
   template <class Cache>
-    requires(!std::same_as<Cache, any_cache> && std::same_as<typename Cache::stream_type, Stream>)
-  explicit any_cache(Cache&& held) : held_(std::make_unique<model<Cache>>(std::forward<Cache>(held))) {}
+  requires(!std::same_as<Cache, any_cache> &&
+           std::same_as<typename Cache::stream_type, Stream>) explicit any_cache(Cache&& held)
+      : held_(std::make_unique<model<Cache>>(std::forward<Cache>(held))) {}
 
   [[nodiscard]] result<block_key> root(const scope& where) const { return held_->root(where); }
   [[nodiscard]] plan match(std::span<const token_id> tokens, const scope& where = {},

@@ -27,7 +27,7 @@ namespace kvx {
 /// Errors  the constructor throws kvx::error; after it no call throws but for lack of host memory
 /// Cost    two threads, the I/O backend's threads, options::memory_bytes, about 64 bytes per block on storage
 template <kv_layout Layout, hasher Hasher, eviction_policy Eviction, io_backend Io, class Transfer>
-  requires transfer_engine<Transfer, Layout>
+requires transfer_engine<Transfer, Layout>
 class cache {
  public:
   using layout_type = Layout;
@@ -41,7 +41,8 @@ class cache {
 
   /// Builds a runtime of its own from options::memory_bytes and options::io.
   cache(const options& configured, Layout layout, Transfer transfer = Transfer{})
-      : cache(configured, std::move(layout), std::make_shared<runtime_type>(configured.memory_bytes, configured.io, configured.root),
+      : cache(configured, std::move(layout),
+              std::make_shared<runtime_type>(configured.memory_bytes, configured.io, configured.root),
               std::move(transfer)) {}
 
   /// Shares a runtime, of whose arena it takes options::memory_bytes.
@@ -137,7 +138,8 @@ class cache {
                                  stream_type stream = {}) {
     return core_->save_blocks(from, first, {&ids, 1}, stream);
   }
-  [[nodiscard]] save_ticket save(const sequence& from, std::size_t first, group_block_ids ids, stream_type stream = {}) {
+  [[nodiscard]] save_ticket save(const sequence& from, std::size_t first, group_block_ids ids,
+                                 stream_type stream = {}) {
     return core_->save_blocks(from, first, ids, stream);
   }
 
@@ -212,7 +214,8 @@ class cache {
   /// Bytes of the index of all groups.
   [[nodiscard]] std::size_t index_bytes() const noexcept {
     std::size_t bytes = 0;
-    for (const auto& g : core_->state.groups) bytes += g->index.memory_bytes() + (g->storage ? g->storage->memory_bytes() : 0);
+    for (const auto& g : core_->state.groups)
+      bytes += g->index.memory_bytes() + (g->storage ? g->storage->memory_bytes() : 0);
     return bytes;
   }
 

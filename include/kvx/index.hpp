@@ -31,7 +31,11 @@ class block_index {
   /// Shape   capacity: the most nodes there will ever be; below 2^28; seed: secret, against keys that are made to
   ///         share a bucket
   explicit block_index(std::size_t capacity, std::uint64_t seed = 0)
-      : seed_(seed), nodes_(capacity), bucket_mask_(bucket_count(capacity) - 1), heads_(bucket_mask_ + 1), sequences_(stripe_count) {
+      : seed_(seed),
+        nodes_(capacity),
+        bucket_mask_(bucket_count(capacity) - 1),
+        heads_(bucket_mask_ + 1),
+        sequences_(stripe_count) {
     for (auto& head : heads_) head.store(no_node, std::memory_order_relaxed);
     for (std::size_t i = capacity; i-- > 0;) {
       nodes_[i].next.store(free_, std::memory_order_relaxed);
@@ -142,7 +146,9 @@ class block_index {
   [[nodiscard]] node_id parent(node_id n) const noexcept { return nodes_[n].parent; }
   [[nodiscard]] bool has_children_in_memory(node_id n) const noexcept { return nodes_[n].children[0] != 0; }
   [[nodiscard]] bool has_children_in_storage(node_id n) const noexcept { return nodes_[n].children[1] != 0; }
-  [[nodiscard]] std::uint32_t lease(node_id n) const noexcept { return nodes_[n].lease.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint32_t lease(node_id n) const noexcept {
+    return nodes_[n].lease.load(std::memory_order_relaxed);
+  }
   [[nodiscard]] Digest key(node_id n) const noexcept {
     const words value = load_words(nodes_[n]);
     Digest out;
@@ -259,7 +265,8 @@ class block_index {
     if (!is) erase_if_unused(parent);
   }
   [[nodiscard]] static bool placeless(const node& at) noexcept {
-    return at.memory.load(std::memory_order_relaxed) == no_place && at.storage.load(std::memory_order_relaxed) == no_place;
+    return at.memory.load(std::memory_order_relaxed) == no_place &&
+           at.storage.load(std::memory_order_relaxed) == no_place;
   }
 
   template <class T>

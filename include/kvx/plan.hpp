@@ -42,7 +42,9 @@ struct plan {
   [[nodiscard]] tier where(std::size_t block, std::size_t group = 0) const noexcept {
     return tiers[group * keys.size() + block];
   }
-  [[nodiscard]] const block_key& parent(std::size_t block) const noexcept { return block == 0 ? root : keys[block - 1]; }
+  [[nodiscard]] const block_key& parent(std::size_t block) const noexcept {
+    return block == 0 ? root : keys[block - 1];
+  }
   [[nodiscard]] std::span<const token_id> block(std::size_t index) const noexcept {
     if (tokens.empty()) return {};
     return std::span<const token_id>(tokens).subspan(index * block_tokens, block_tokens);
@@ -173,7 +175,8 @@ inline result<plan> plan::deserialize(std::span<const std::byte> bytes) {
     out.extras.emplace_back(static_cast<std::uint32_t>(block), std::move(data));
   }
   const std::uint64_t largest = std::max(block_tokens, groups);
-  if (!from.ok || !from.in.empty() || block_tokens == 0 || groups == 0 || largest > 0xFFFF'FFFFU) return errc::bad_argument;
+  if (!from.ok || !from.in.empty() || block_tokens == 0 || groups == 0 || largest > 0xFFFF'FFFFU)
+    return errc::bad_argument;
   out.block_tokens = static_cast<std::uint32_t>(block_tokens);
   out.groups = static_cast<std::uint32_t>(groups);
   const bool shapes = out.tiers.size() == out.keys.size() * groups &&

@@ -15,31 +15,42 @@ namespace kvx {
 /// A block that is absent, stale or damaged is always `miss`: to an engine they are one case.
 enum class errc : std::uint8_t {
   ok = 0,
-  miss,          ///< not cached here, or what was found did not prove itself
-  bad_argument,  ///< the caller's arguments contradict the layout, the plan or each other
-  unsupported,   ///< this build, kernel or file system cannot do it
-  io_failed,     ///< the operating system reported an error; `status::os_error` holds it
-  no_space,      ///< the tier is full and nothing may be evicted
-  timed_out,     ///< the deadline passed; buffers stay owned until their own completion
-  cancelled,     ///< the caller gave the operation up
-  dropped,       ///< a save that was given up to protect loads; nothing is lost but the saving
-  device_failed, ///< the GPU, or whatever moves bytes to engine memory, failed
-  closed,        ///< the cache is shutting down
+  miss,           ///< not cached here, or what was found did not prove itself
+  bad_argument,   ///< the caller's arguments contradict the layout, the plan or each other
+  unsupported,    ///< this build, kernel or file system cannot do it
+  io_failed,      ///< the operating system reported an error; `status::os_error` holds it
+  no_space,       ///< the tier is full and nothing may be evicted
+  timed_out,      ///< the deadline passed; buffers stay owned until their own completion
+  cancelled,      ///< the caller gave the operation up
+  dropped,        ///< a save that was given up to protect loads; nothing is lost but the saving
+  device_failed,  ///< the GPU, or whatever moves bytes to engine memory, failed
+  closed,         ///< the cache is shutting down
 };
 
 [[nodiscard]] constexpr std::string_view to_string(errc code) noexcept {
   switch (code) {
-    case errc::ok: return "ok";
-    case errc::miss: return "miss";
-    case errc::bad_argument: return "bad argument";
-    case errc::unsupported: return "unsupported";
-    case errc::io_failed: return "I/O failed";
-    case errc::no_space: return "no space";
-    case errc::timed_out: return "timed out";
-    case errc::cancelled: return "cancelled";
-    case errc::dropped: return "dropped";
-    case errc::device_failed: return "device failed";
-    case errc::closed: return "closed";
+    case errc::ok:
+      return "ok";
+    case errc::miss:
+      return "miss";
+    case errc::bad_argument:
+      return "bad argument";
+    case errc::unsupported:
+      return "unsupported";
+    case errc::io_failed:
+      return "I/O failed";
+    case errc::no_space:
+      return "no space";
+    case errc::timed_out:
+      return "timed out";
+    case errc::cancelled:
+      return "cancelled";
+    case errc::dropped:
+      return "dropped";
+    case errc::device_failed:
+      return "device failed";
+    case errc::closed:
+      return "closed";
   }
   return "unknown";
 }
@@ -83,9 +94,7 @@ class [[nodiscard]] result {
 
   [[nodiscard]] bool ok() const noexcept { return state_.index() == 0; }
   [[nodiscard]] explicit operator bool() const noexcept { return ok(); }
-  [[nodiscard]] kvx::status status() const noexcept {
-    return ok() ? kvx::status{} : *std::get_if<1>(&state_);
-  }
+  [[nodiscard]] kvx::status status() const noexcept { return ok() ? kvx::status{} : *std::get_if<1>(&state_); }
 
   /// Precondition: ok().
   [[nodiscard]] T& operator*() & noexcept { return *std::get_if<0>(&state_); }

@@ -51,7 +51,9 @@ class runtime {
   [[nodiscard]] status registered() const noexcept { return registered_; }
   /// What caches left behind at their end, because the kernel or a device could still write it: buffers in I/O, and
   /// bytes of memory.
-  [[nodiscard]] std::uint64_t leaked_buffers() const noexcept { return leaked_buffers_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t leaked_buffers() const noexcept {
+    return leaked_buffers_.load(std::memory_order_relaxed);
+  }
   [[nodiscard]] std::uint64_t leaked_bytes() const noexcept { return leaked_bytes_.load(std::memory_order_relaxed); }
   void count_leak(std::uint64_t buffers, std::uint64_t bytes) noexcept {
     leaked_buffers_.fetch_add(buffers, std::memory_order_relaxed);

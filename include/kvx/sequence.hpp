@@ -32,7 +32,9 @@ class sequence {
     return std::span<const token_id>(tokens_).subspan(block * block_tokens_, block_tokens_);
   }
   [[nodiscard]] const block_key& key(std::size_t block) const noexcept { return keys_[block]; }
-  [[nodiscard]] const block_key& parent(std::size_t block) const noexcept { return block == 0 ? root_ : keys_[block - 1]; }
+  [[nodiscard]] const block_key& parent(std::size_t block) const noexcept {
+    return block == 0 ? root_ : keys_[block - 1];
+  }
   [[nodiscard]] std::span<const block_key> keys() const noexcept { return keys_; }
   [[nodiscard]] const block_key& root() const noexcept { return root_; }
   /// Extra bytes of a block, all of them in the order given; empty for most.

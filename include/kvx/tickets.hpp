@@ -102,8 +102,8 @@ struct prefetch_state : ticket_state {
     slot_index pinned = no_slot;  // guarded by the cache's lock
   };
 
-  prefetch_state(std::uint64_t id, std::shared_ptr<const plan> from_plan, std::vector<entry> entries,
-                 std::size_t from, clock::time_point until)
+  prefetch_state(std::uint64_t id, std::shared_ptr<const plan> from_plan, std::vector<entry> entries, std::size_t from,
+                 clock::time_point until)
       : ticket_state(id, entries.size(), until),
         what(std::move(from_plan)),
         wanted(std::move(entries)),

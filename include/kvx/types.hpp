@@ -44,8 +44,7 @@ using block_key = digest<32>;
 
 /// Pads a digest of at most 32 bytes.
 template <std::size_t Bytes>
-  requires(Bytes <= 32)
-[[nodiscard]] constexpr block_key to_block_key(const digest<Bytes>& from) noexcept {
+requires(Bytes <= 32) [[nodiscard]] constexpr block_key to_block_key(const digest<Bytes>& from) noexcept {
   block_key to;
   for (std::size_t i = 0; i < Bytes; ++i) to.bytes[i] = from.bytes[i];
   return to;
@@ -98,10 +97,14 @@ enum class tier : std::uint8_t {
 
 [[nodiscard]] constexpr std::string_view to_string(tier where) noexcept {
   switch (where) {
-    case tier::miss: return "miss";
-    case tier::pending: return "pending";
-    case tier::storage: return "storage";
-    case tier::memory: return "memory";
+    case tier::miss:
+      return "miss";
+    case tier::pending:
+      return "pending";
+    case tier::storage:
+      return "storage";
+    case tier::memory:
+      return "memory";
   }
   return "unknown";
 }

@@ -65,7 +65,8 @@ struct fixture {
     CHECK(ticket.loaded_blocks() == ready);
     for (std::size_t b = 0; b < ticket.loaded_blocks(); ++b)
       CHECK(engine.holds(static_cast<kvx::block_id>(32 + b), plan.keys[b]));
-    for (std::size_t b = ticket.loaded_blocks(); b < 32; ++b) CHECK(engine.poisoned(static_cast<kvx::block_id>(32 + b)));
+    for (std::size_t b = ticket.loaded_blocks(); b < 32; ++b)
+      CHECK(engine.poisoned(static_cast<kvx::block_id>(32 + b)));
     return ticket.loaded_blocks();
   }
 
@@ -150,7 +151,8 @@ TEST_CASE("chunked saves continue the chain, and known blocks are not saved agai
   for (std::size_t at = 0; at < tokens.size(); at += 10) {
     f.cache.extend(chain, std::span(tokens).subspan(at, std::min<std::size_t>(10, tokens.size() - at)));
     for (std::size_t b = saved; b < chain.blocks(); ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
-    const auto ticket = f.cache.save(chain, saved, pages_from(static_cast<kvx::block_id>(saved), chain.blocks() - saved));
+    const auto ticket =
+        f.cache.save(chain, saved, pages_from(static_cast<kvx::block_id>(saved), chain.blocks() - saved));
     CHECK(ticket.source_released());
     REQUIRE(ticket.wait_stored(5s));
     saved = chain.blocks();
@@ -224,7 +226,8 @@ TEST_CASE("a block whose way to storage was cut off goes there with the next sav
   kvx::options o = small_options(root.path());
   o.breaker_failures = 100;
   test_engine engine({});
-  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  const auto shared =
+      std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
   kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
   const kvx::sequence chain = cache.make_sequence(tokens_of(1, 41));
   for (kvx::block_id b = 0; b < 10; ++b) engine.fill(b, chain.key(b));
@@ -468,7 +471,8 @@ TEST_CASE("tickets are decided when the cache goes before storage answers") {
   kvx::options o = small_options(root.path());
   o.drain_deadline = 50ms;
   test_engine engine({});
-  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  const auto shared =
+      std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
   kvx::save_ticket saved;
   {
     kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
@@ -498,7 +502,8 @@ TEST_CASE("storage that hangs opens the breaker, though each request has a singl
   o.breaker_failures = 3;
   o.breaker_pause = 50ms;
   test_engine engine({});
-  const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
+  const auto shared =
+      std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(kvx::io_options{}, control));
   kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
   control->arm({.kind = kvx::fault_kind::never, .count = kvx::fault_rule::for_ever});
   for (int request = 0; request < 3; ++request) {
@@ -510,6 +515,7 @@ TEST_CASE("storage that hangs opens the breaker, though each request has a singl
   CHECK(cache.match(tokens).where(0) == kvx::tier::pending);  // its read is still under way
   control->disarm();
   control->release_all();
-  for (int patience = 0; patience < 500 && cache.stats().breaker_load.closed == 0; ++patience) std::this_thread::sleep_for(10ms);
+  for (int patience = 0; patience < 500 && cache.stats().breaker_load.closed == 0; ++patience)
+    std::this_thread::sleep_for(10ms);
   CHECK(cache.stats().breaker_load.closed == 1);
 }

@@ -15,9 +15,9 @@
 #include "toy_layout.hpp"
 
 using namespace std::chrono_literals;
+using kvx_test::tokens_of;
 using kvx_test::toy_group;
 using kvx_test::toy_layout;
-using kvx_test::tokens_of;
 
 namespace {
 
@@ -32,17 +32,26 @@ class hybrid_engine {
  public:
   hybrid_engine() {
     groups_[full] = {.layers = 2, .fragment_bytes = 256, .page_count = pages};
-    groups_[window] = {.layers = 1, .fragment_bytes = 512, .page_count = pages, .kind = kvx::attention_kind::sliding_window,
+    groups_[window] = {.layers = 1,
+                       .fragment_bytes = 512,
+                       .page_count = pages,
+                       .kind = kvx::attention_kind::sliding_window,
                        .window_tokens = 2 * block_tokens};
-    groups_[recurrent] = {.layers = 1, .regions = 1, .fragment_bytes = 1024, .page_count = pages, .kind = kvx::attention_kind::recurrent};
+    groups_[recurrent] = {
+        .layers = 1, .regions = 1, .fragment_bytes = 1024, .page_count = pages, .kind = kvx::attention_kind::recurrent};
     for (std::size_t g = 0; g < 3; ++g)
       for (std::size_t l = 0; l < groups_[g].layers; ++l)
-        for (std::size_t r = 0; r < groups_[g].regions; ++r) bases_[g].push_back(memory_.allocate(groups_[g].region_bytes(l)));
+        for (std::size_t r = 0; r < groups_[g].regions; ++r)
+          bases_[g].push_back(memory_.allocate(groups_[g].region_bytes(l)));
   }
   [[nodiscard]] toy_layout layout() const { return {block_tokens, groups_, bases_}; }
 
-  void fill(std::size_t g, kvx::block_id page, const kvx::block_key& key) { each(g, page, [&](std::byte* at, std::size_t i) { *at = expected(g, key, i); }); }
-  void poison(std::size_t g, kvx::block_id page) { each(g, page, [](std::byte* at, std::size_t) { *at = std::byte{0xA5}; }); }
+  void fill(std::size_t g, kvx::block_id page, const kvx::block_key& key) {
+    each(g, page, [&](std::byte* at, std::size_t i) { *at = expected(g, key, i); });
+  }
+  void poison(std::size_t g, kvx::block_id page) {
+    each(g, page, [](std::byte* at, std::size_t) { *at = std::byte{0xA5}; });
+  }
   [[nodiscard]] bool holds(std::size_t g, kvx::block_id page, const kvx::block_key& key) {
     bool same = true;
     each(g, page, [&](std::byte* at, std::size_t i) { same &= *at == expected(g, key, i); });
@@ -90,7 +99,8 @@ using ids = std::vector<std::vector<kvx::block_id>>;
 std::vector<std::span<const kvx::block_id>> spans(const ids& of) { return {of.begin(), of.end()}; }
 
 /// Saves blocks [0, blocks): the window's and the state's pages only where the engine still has them.
-void save(hybrid_cache& cache, hybrid_engine& engine, const kvx::sequence& chain, std::size_t window_from, std::size_t state_at) {
+void save(hybrid_cache& cache, hybrid_engine& engine, const kvx::sequence& chain, std::size_t window_from,
+          std::size_t state_at) {
   ids pages_of(3);
   for (kvx::block_id b = 0; b < chain.blocks(); ++b) {
     pages_of[full].push_back(b);

@@ -10,9 +10,7 @@ struct my_policy : kvx::archetype::eviction {
 #endif
 };
 
-using my_cache = kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, my_policy, kvx::archetype::io,
-                            kvx::archetype::transfer>;
+using my_cache =
+    kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, my_policy, kvx::archetype::io, kvx::archetype::transfer>;
 
-int main() {
-  return sizeof(my_cache) != 0 ? 0 : 1;
-}
+int main() { return sizeof(my_cache) != 0 ? 0 : 1; }

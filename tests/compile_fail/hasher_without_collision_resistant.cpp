@@ -15,6 +15,4 @@ struct my_hasher {
 using my_cache = kvx::cache<kvx::archetype::layout, my_hasher, kvx::archetype::eviction, kvx::archetype::io,
                             kvx::archetype::transfer>;
 
-int main() {
-  return sizeof(my_cache) != 0 ? 0 : 1;
-}
+int main() { return sizeof(my_cache) != 0 ? 0 : 1; }

@@ -13,6 +13,4 @@ struct my_layout : kvx::archetype::layout {
 using my_cache = kvx::cache<my_layout, kvx::archetype::hasher, kvx::archetype::eviction, kvx::archetype::io,
                             kvx::archetype::transfer>;
 
-int main() {
-  return sizeof(my_cache) != 0 ? 0 : 1;
-}
+int main() { return sizeof(my_cache) != 0 ? 0 : 1; }

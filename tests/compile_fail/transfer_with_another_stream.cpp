@@ -9,9 +9,7 @@ struct my_transfer : kvx::archetype::transfer {
 #endif
 };
 
-using my_cache = kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, kvx::archetype::eviction, kvx::archetype::io,
-                            my_transfer>;
+using my_cache = kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, kvx::archetype::eviction,
+                            kvx::archetype::io, my_transfer>;
 
-int main() {
-  return sizeof(my_cache) != 0 ? 0 : 1;
-}
+int main() { return sizeof(my_cache) != 0 ? 0 : 1; }

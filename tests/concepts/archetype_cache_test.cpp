@@ -101,7 +101,8 @@ const bare_transfer::stream_type stream{7};
 /// Pages whose bytes follow from the key of the block in them.
 struct engine {
   void fill(kvx::block_id page, const kvx::block_key& key) {
-    for (std::size_t i = 0; i < block_bytes; ++i) memory[page * block_bytes + i] = key.bytes[i % 16] ^ std::byte(i >> 4U);
+    for (std::size_t i = 0; i < block_bytes; ++i)
+      memory[page * block_bytes + i] = key.bytes[i % 16] ^ std::byte(i >> 4U);
   }
   [[nodiscard]] bool holds(kvx::block_id page, const kvx::block_key& key) const {
     for (std::size_t i = 0; i < block_bytes; ++i)

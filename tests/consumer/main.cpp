@@ -14,7 +14,8 @@ int main() {
   std::iota(memory.begin(), memory.begin() + 2 * half_floats, 1.0F);
   std::byte* const tensor = reinterpret_cast<std::byte*>(memory.data());
   kvx::fused_kv pages;
-  pages.shape = {.block_tokens = 16, .page_tokens = 16, .layers = 1, .heads = 2, .head_dim = 8, .element = kvx::element_type::f32};
+  pages.shape = {
+      .block_tokens = 16, .page_tokens = 16, .layers = 1, .heads = 2, .head_dim = 8, .element = kvx::element_type::f32};
   pages.page_count = 2;
   pages.tensors = {&tensor, 1};
   pages.tensor_bytes = memory.size() * sizeof(float);

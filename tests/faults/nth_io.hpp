@@ -46,7 +46,8 @@ class nth_io {
       for (const kvx::fault_rule& r : rules) control->arm(r);
       test_engine engine({});
       const kvx::sequence first = through_storage(engine, root.path(), control, 1, drain, seen, false);
-      for (std::size_t k = 0; k < kvx::fault_kinds; ++k) seen.injected += control->injected(static_cast<kvx::fault_kind>(k));
+      for (std::size_t k = 0; k < kvx::fault_kinds; ++k)
+        seen.injected += control->injected(static_cast<kvx::fault_kind>(k));
       seen.operations = control->operations();
       control->disarm();
       control->release_all();

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nth_io.hpp"
 
-TEST_CASE("posix: whichever I/O fails, and however, nothing leaks, hangs or lies") { kvx_test::fail_every_io<kvx::posix>(); }
+TEST_CASE("posix: whichever I/O fails, and however, nothing leaks, hangs or lies") {
+  kvx_test::fail_every_io<kvx::posix>();
+}
 
 TEST_CASE("posix: everything fails from the N-th I/O on") {
   for (std::uint64_t n = 1; n <= 12; ++n) {
@@ -11,7 +13,8 @@ TEST_CASE("posix: everything fails from the N-th I/O on") {
   }
 }
 
-TEST_CASE("a read that never ends: the cache is left behind and counted, and its memory is still there for the kernel") {
+TEST_CASE(
+    "a read that never ends: the cache is left behind and counted, and its memory is still there for the kernel") {
   using suite = kvx_test::nth_io<kvx::posix>;
   using namespace std::chrono_literals;
   kvx_test::temporary_directory root;

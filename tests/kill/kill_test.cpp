@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // kill -9 at any moment: what was stored and not evicted is still there, and nothing that is served is wrong.
 //
-// A child saves prompts and marks each one in shared memory once its ticket says `stored`, and again when its blocks are
-// evicted; it is killed after a random time. The next child opens the root, and checks what the marks promise by the byte.
-// KVX_TEST_KILL_CYCLES sets the number of cycles; 1,000 is the whole proof.
+// A child saves prompts and marks each one in shared memory once its ticket says `stored`, and again when its blocks
+// are evicted; it is killed after a random time. The next child opens the root, and checks what the marks promise by
+// the byte. KVX_TEST_KILL_CYCLES sets the number of cycles; 1,000 is the whole proof.
 
 #include <kvx/kvx.hpp>
 

@@ -12,8 +12,8 @@
 
 namespace kvx_test {
 
-/// A backend whose requests are done once they were handed over, as those that a kernel has: giving one up does not stop
-/// it from writing its buffer. Below `kvx::fault`, what is late or withheld really arrives.
+/// A backend whose requests are done once they were handed over, as those that a kernel has: giving one up does not
+/// stop it from writing its buffer. Below `kvx::fault`, what is late or withheld really arrives.
 template <kvx::io_backend Inner>
 class committed_io {
  public:

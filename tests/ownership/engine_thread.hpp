@@ -57,8 +57,8 @@ struct prompt {
 struct engine_report {
   std::uint64_t operations = 0;
   std::uint64_t loaded_blocks = 0;
-  std::uint64_t wrong_blocks = 0;     ///< loaded, and not what was saved
-  std::uint64_t changed_pages = 0;    ///< written under another owner
+  std::uint64_t wrong_blocks = 0;   ///< loaded, and not what was saved
+  std::uint64_t changed_pages = 0;  ///< written under another owner
   std::uint64_t timed_out_blocks = 0;
   std::uint64_t cancelled = 0;
   std::uint64_t dropped = 0;
@@ -85,8 +85,14 @@ class engine_thread {
  public:
   engine_thread(late_cache& cache, owned_pages& memory, kvx::deferred_device& device, std::span<const prompt> prompts,
                 finished_tickets& finished, kvx::block_id first_page, std::size_t pages, std::uint64_t seed)
-      : cache_(cache), memory_(memory), stream_(device.create_stream()), prompts_(prompts), finished_(finished),
-        pool_(memory, first_page, pages), pages_(pages), random_(seed) {}
+      : cache_(cache),
+        memory_(memory),
+        stream_(device.create_stream()),
+        prompts_(prompts),
+        finished_(finished),
+        pool_(memory, first_page, pages),
+        pages_(pages),
+        random_(seed) {}
 
   void run(std::uint64_t operations) {
     const std::uint64_t until = report_.operations + operations;
@@ -148,12 +154,18 @@ class engine_thread {
 
   void step() {
     const std::size_t what = below(100);
-    if (what < 22) prefetch();
-    else if (what < 60) land();
-    else if (what < 66) load_unprepared();
-    else if (what < 80) save();
-    else if (what < 83) look();
-    else if (what < 84 && chance(20)) erase();
+    if (what < 22)
+      prefetch();
+    else if (what < 60)
+      land();
+    else if (what < 66)
+      load_unprepared();
+    else if (what < 80)
+      save();
+    else if (what < 83)
+      look();
+    else if (what < 84 && chance(20))
+      erase();
     sweep();
   }
 

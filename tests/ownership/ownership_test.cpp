@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who owns a page, and until when: engines that reuse pages at the first moment they may, over storage that answers late
-// or never and copies that end long after the deadline.
+// Who owns a page, and until when: engines that reuse pages at the first moment they may, over storage that answers
+// late or never and copies that end long after the deadline.
 //
 // KVX_TEST_SCALE multiplies the 100,000 operations; a release build does a million in less than a minute:
 //   KVX_TEST_SCALE=10 build/gcc/tests/ownership.ownership
@@ -73,7 +73,8 @@ kvx::options late_options(const std::string& root) {
   return o;
 }
 
-std::shared_ptr<late_cache::runtime_type> late_runtime(const std::shared_ptr<kvx::fault_control>& faults, std::size_t caches) {
+std::shared_ptr<late_cache::runtime_type> late_runtime(const std::shared_ptr<kvx::fault_control>& faults,
+                                                       std::size_t caches) {
   return std::make_shared<late_cache::runtime_type>(caches * (memory_slots + 1) * slot_bytes,
                                                     std::make_unique<late_io>(kvx::io_options{}, faults));
 }
@@ -138,8 +139,8 @@ class bad_weather {
   std::thread thread_;
 };
 
-engine_report run_engines(late_cache& cache, owned_pages& memory, kvx::deferred_device& device, kvx::fault_control& faults,
-                          std::uint64_t operations) {
+engine_report run_engines(late_cache& cache, owned_pages& memory, kvx::deferred_device& device,
+                          kvx::fault_control& faults, std::uint64_t operations) {
   const std::vector<prompt> prompts = make_prompts(cache);
   const kvx::deferred_stream stream = device.create_stream();
   for (const prompt& each : prompts) {
@@ -151,8 +152,8 @@ engine_report run_engines(late_cache& cache, owned_pages& memory, kvx::deferred_
   std::vector<std::unique_ptr<engine_thread>> engines;
   for (std::size_t t = 0; t < engine_threads; ++t)
     engines.push_back(std::make_unique<engine_thread>(cache, memory, device, prompts, finished,
-                                                      static_cast<kvx::block_id>(t * pages_per_thread), pages_per_thread,
-                                                      t + 1));
+                                                      static_cast<kvx::block_id>(t * pages_per_thread),
+                                                      pages_per_thread, t + 1));
   {
     const bad_weather weather(faults, device, 7);
     std::vector<std::thread> running;
@@ -220,12 +221,14 @@ TEST_CASE("a cache that dies with I/O and copies under way frees nothing of thei
     o.load_deadline = 1s;
     o.save_deadline = 10s;
     o.drain_deadline = round == rounds ? 10s : 50ms;
-    std::optional<late_cache> cache(std::in_place, o, memory.layout(block_tokens), runtime, kvx::deferred_transfer(device));
+    std::optional<late_cache> cache(std::in_place, o, memory.layout(block_tokens), runtime,
+                                    kvx::deferred_transfer(device));
     const std::vector<prompt> prompts = make_prompts(*cache);
     const auto save = [&](const prompt& what) {
       const std::vector<kvx::block_id> pages = pool.take(prompt_blocks);
       for (std::size_t b = 0; b < prompt_blocks; ++b)
-        stream.enqueue([&memory, page = pages[b], content = content_of(what.chain.key(b))] { memory.write(page, content); });
+        stream.enqueue(
+            [&memory, page = pages[b], content = content_of(what.chain.key(b))] { memory.write(page, content); });
       return std::pair(cache->save(what.chain, 0, pages, stream), pages);
     };
     // More than memory holds, so that the first are on storage alone; of all rounds but the last, one stays in memory.

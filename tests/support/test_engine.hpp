@@ -25,7 +25,9 @@ class test_engine {
   };
 
   explicit test_engine(const shape& with, std::uint64_t seed = 0)
-      : shape_(with), seed_(seed), page_bytes_(with.block_tokens * with.heads * with.head_dim * 4),
+      : shape_(with),
+        seed_(seed),
+        page_bytes_(with.block_tokens * with.heads * with.head_dim * 4),
         memory_(2 * with.layers, std::vector<std::byte>(with.pages * page_bytes_)) {}
 
   [[nodiscard]] kvx::layout layout() {

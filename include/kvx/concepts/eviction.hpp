@@ -29,16 +29,15 @@ struct eviction_entry {
 /// Errors  none; inserting a held slot or touching or erasing one that is not held is the caller's bug
 /// Cost    amortised O(1) per slot, allocations only in the constructor
 template <class P>
-concept eviction_policy =
-    std::constructible_from<P, std::size_t> && std::movable<P> &&
+concept eviction_policy = std::constructible_from<P, std::size_t> && std::movable<P> &&
     requires(P policy, const P& view, slot_index slot, std::span<const eviction_entry> entries,
              std::span<const slot_index> slots, bool (*pinned)(slot_index)) {
-      policy.insert(entries);
-      policy.touch(slots);
-      policy.erase(slot);
-      { policy.evict(pinned) } -> std::same_as<slot_index>;
-      { view.size() } -> std::convertible_to<std::size_t>;
-    };
+  policy.insert(entries);
+  policy.touch(slots);
+  policy.erase(slot);
+  { policy.evict(pinned) } -> std::same_as<slot_index>;
+  { view.size() } -> std::convertible_to<std::size_t>;
+};
 
 namespace archetype {
 

@@ -18,16 +18,16 @@ namespace kvx {
 /// `collision_resistant` says whether strangers who choose the bytes cannot make two of them collide.
 /// Thread  any, concurrently
 template <class H>
-concept hasher =
-    requires(std::span<const std::byte> bytes) {
-      typename H::digest_type;
-      { H::id } -> std::convertible_to<std::uint32_t>;
-      { H::collision_resistant } -> std::convertible_to<bool>;
-      { H::hash(bytes) } noexcept -> std::same_as<typename H::digest_type>;
-    } &&
-    std::is_trivially_copyable_v<typename H::digest_type> && std::equality_comparable<typename H::digest_type> &&
-    std::same_as<typename H::digest_type, digest<H::digest_type::size()>> && (H::digest_type::size() >= 16) &&
-    (H::digest_type::size() <= 32);
+concept hasher = requires(std::span<const std::byte> bytes) {
+  typename H::digest_type;
+  { H::id } -> std::convertible_to<std::uint32_t>;
+  { H::collision_resistant } -> std::convertible_to<bool>;
+  { H::hash(bytes) }
+  noexcept->std::same_as<typename H::digest_type>;
+}
+&&std::is_trivially_copyable_v<typename H::digest_type>&& std::equality_comparable<typename H::digest_type>&&
+        std::same_as<typename H::digest_type, digest<H::digest_type::size()>> &&
+    (H::digest_type::size() >= 16) && (H::digest_type::size() <= 32);
 
 namespace archetype {
 

@@ -53,9 +53,9 @@ struct io_request {
 
 /// Knobs that every backend understands.
 struct io_options {
-  unsigned threads = 2;                         ///< posix: pool size; uring: rings
-  std::size_t piece_bytes = 0;                  ///< largest single system call; 0: the backend's own choice
-  std::size_t in_flight_bytes = 32U << 20U;     ///< started and not yet complete, over all threads
+  unsigned threads = 2;                      ///< posix: pool size; uring: rings
+  std::size_t piece_bytes = 0;               ///< largest single system call; 0: the backend's own choice
+  std::size_t in_flight_bytes = 32U << 20U;  ///< started and not yet complete, over all threads
 };
 
 /// Moves (file, offset, buffer) and nothing else; opening, naming and meaning are the store's.
@@ -69,18 +69,17 @@ struct io_options {
 /// Errors  per request, in its completion
 /// Cost    submit: no waiting for storage; allocation at most when a queue grows
 template <class B>
-concept io_backend =
-    std::constructible_from<B, const io_options&> &&
+concept io_backend = std::constructible_from<B, const io_options&> &&
     requires(B backend, const B& view, std::span<const io_request> requests, std::span<std::byte> arena, int file,
              std::chrono::milliseconds deadline) {
-      backend.submit(requests);
-      { backend.register_arena(arena) } -> std::same_as<status>;
-      backend.attach(file);
-      backend.detach(file);
-      { view.in_flight_bytes() } -> std::convertible_to<std::size_t>;
-      { view.name() } -> std::convertible_to<std::string_view>;
-      { backend.stop(deadline) } -> std::same_as<bool>;
-    };
+  backend.submit(requests);
+  { backend.register_arena(arena) } -> std::same_as<status>;
+  backend.attach(file);
+  backend.detach(file);
+  { view.in_flight_bytes() } -> std::convertible_to<std::size_t>;
+  { view.name() } -> std::convertible_to<std::string_view>;
+  { backend.stop(deadline) } -> std::same_as<bool>;
+};
 
 namespace archetype {
 
@@ -140,8 +139,8 @@ class io {
       std::byte* const data = request.data + outcome.bytes;
       const std::size_t left = request.bytes - outcome.bytes;
       const auto at = static_cast<::off_t>(request.offset + outcome.bytes);
-      const ::ssize_t moved = request.op == io_op::read ? ::pread(request.file, data, left, at)
-                                                        : ::pwrite(request.file, data, left, at);
+      const ::ssize_t moved =
+          request.op == io_op::read ? ::pread(request.file, data, left, at) : ::pwrite(request.file, data, left, at);
       if (moved < 0 && errno == EINTR) continue;
       if (moved < 0) return {errno, outcome.bytes};
       if (moved == 0) return {ENODATA, outcome.bytes};

@@ -25,21 +25,20 @@ struct fragment {
 /// Shape   pages: exactly pages_per_block(group) ids, each below page_count(group)
 /// Thread  const calls from any thread
 template <class Layout>
-concept kv_layout =
-    std::copy_constructible<Layout> &&
+concept kv_layout = std::copy_constructible<Layout> &&
     requires(const Layout& layout, std::size_t group, std::size_t layer, std::span<const block_id> pages,
              void (*sink)(const fragment&)) {
-      { layout.block_tokens() } -> std::convertible_to<std::uint32_t>;
-      { layout.group_count() } -> std::convertible_to<std::size_t>;
-      { layout.kind(group) } -> std::same_as<attention_kind>;
-      { layout.window_tokens(group) } -> std::convertible_to<std::uint32_t>;
-      { layout.layer_count(group) } -> std::convertible_to<std::size_t>;
-      { layout.layer_bytes(group, layer) } -> std::convertible_to<std::size_t>;
-      { layout.pages_per_block(group) } -> std::convertible_to<std::size_t>;
-      { layout.page_count(group) } -> std::convertible_to<std::size_t>;
-      { layout.fingerprint(group) } -> std::same_as<std::uint64_t>;
-      layout.for_each_fragment(group, layer, pages, sink);
-    };
+  { layout.block_tokens() } -> std::convertible_to<std::uint32_t>;
+  { layout.group_count() } -> std::convertible_to<std::size_t>;
+  { layout.kind(group) } -> std::same_as<attention_kind>;
+  { layout.window_tokens(group) } -> std::convertible_to<std::uint32_t>;
+  { layout.layer_count(group) } -> std::convertible_to<std::size_t>;
+  { layout.layer_bytes(group, layer) } -> std::convertible_to<std::size_t>;
+  { layout.pages_per_block(group) } -> std::convertible_to<std::size_t>;
+  { layout.page_count(group) } -> std::convertible_to<std::size_t>;
+  { layout.fingerprint(group) } -> std::same_as<std::uint64_t>;
+  layout.for_each_fragment(group, layer, pages, sink);
+};
 
 namespace archetype {
 

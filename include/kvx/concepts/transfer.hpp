@@ -41,23 +41,22 @@ struct transfer_batch {
 /// Stream  the caller's; never a synchronisation with the host
 /// Errors  device_failed from load/save: nothing was submitted, or everything submitted has ended
 template <class T, class Layout>
-concept transfer_engine =
-    kv_layout<Layout> &&
-    requires {
-      typename T::stream_type;
-      typename T::operation;
-    } &&
-    std::default_initializable<typename T::operation> && std::copyable<typename T::operation> &&
+concept transfer_engine = kv_layout<Layout> && requires {
+  typename T::stream_type;
+  typename T::operation;
+} && std::default_initializable<typename T::operation> && std::copyable<typename T::operation> &&
     requires(T engine, const Layout& layout, const transfer_batch& batch, typename T::stream_type stream,
              const typename T::operation& op, std::size_t layer, std::span<std::byte> arena) {
-      { engine.load(layout, batch, stream) } -> std::same_as<result<typename T::operation>>;
-      { engine.save(layout, batch, stream) } -> std::same_as<result<typename T::operation>>;
-      { engine.register_arena(arena) } -> std::same_as<status>;
-      { op.wait_layer(layer, stream) } -> std::same_as<status>;
-      { op.done() } noexcept -> std::same_as<bool>;
-      { op.outcome() } noexcept -> std::same_as<status>;
-      op.wait();
-    };
+  { engine.load(layout, batch, stream) } -> std::same_as<result<typename T::operation>>;
+  { engine.save(layout, batch, stream) } -> std::same_as<result<typename T::operation>>;
+  { engine.register_arena(arena) } -> std::same_as<status>;
+  { op.wait_layer(layer, stream) } -> std::same_as<status>;
+  { op.done() }
+  noexcept->std::same_as<bool>;
+  { op.outcome() }
+  noexcept->std::same_as<status>;
+  op.wait();
+};
 
 namespace archetype {
 

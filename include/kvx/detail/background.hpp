@@ -258,7 +258,8 @@ class background {
         request.done = [](void* context, const io_result& outcome) noexcept {
           const std::unique_ptr<probe_read> ended(static_cast<probe_read*>(context));
           // A slab that is gone or short says nothing against the device.
-          const bool answered = outcome.error == 0 || outcome.error == ESTALE || outcome.error == ENOENT || outcome.error == ENODATA;
+          const bool answered =
+              outcome.error == 0 || outcome.error == ESTALE || outcome.error == ENOENT || outcome.error == ENODATA;
           ended->owner->probed(answered);
         };
         ++state_.reads_under_way;
@@ -272,8 +273,10 @@ class background {
   void probed(bool well) noexcept {
     const std::lock_guard lock(state_.mutex);
     --state_.reads_under_way;
-    if (!well) static_cast<void>(state_.loads_breaker.failed(clock::now()));
-    else if (state_.loads_breaker.succeeded()) state_.metrics.breaker_load.closed.add();
+    if (!well)
+      static_cast<void>(state_.loads_breaker.failed(clock::now()));
+    else if (state_.loads_breaker.succeeded())
+      state_.metrics.breaker_load.closed.add();
     state_.wake_pump();
   }
 

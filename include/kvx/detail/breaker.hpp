@@ -45,9 +45,7 @@ class breaker {
     return true;
   }
   /// Half open: true for the one operation that is the probe.
-  [[nodiscard]] bool takes_probe() noexcept {
-    return now() == state::half_open && !std::exchange(probe_taken_, true);
-  }
+  [[nodiscard]] bool takes_probe() noexcept { return now() == state::half_open && !std::exchange(probe_taken_, true); }
 
  private:
   unsigned limit_;

@@ -69,8 +69,8 @@ struct cache_core final : ticket_owner {
     state.metrics.prefetch.blocks.add(wanted.size());
     const clock::time_point now = clock::now();
     auto ticket = std::make_shared<prefetch_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
-                                                   std::make_shared<const plan>(std::move(what)), std::move(wanted), first,
-                                                   now + state.opts.load_deadline);
+                                                   std::make_shared<const plan>(std::move(what)), std::move(wanted),
+                                                   first, now + state.opts.load_deadline);
     if (ticket->entries() == 0) {
       const std::lock_guard lock(state.mutex);
       state.complete(ticket->id(), completion::operation::prefetch, {});
@@ -144,7 +144,8 @@ struct cache_core final : ticket_owner {
     for (;;) {
       {
         const std::lock_guard lock(state.mutex);
-        if (save.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now())) return true;
+        if (save.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now()))
+          return true;
       }
       if (clock::now() >= until) return false;
       std::this_thread::sleep_for(look_again);
@@ -238,8 +239,10 @@ struct cache_core final : ticket_owner {
     for (std::size_t g = 0; g < groups && submitted.ok(); ++g) {
       if (copies[g].empty()) continue;
       const auto op = transfer.save(layout, {g, state.groups[g]->geometry.layer_offsets, copies[g]}, stream);
-      if (op) job.operations.push_back(*op);
-      else submitted = op.status();
+      if (op)
+        job.operations.push_back(*op);
+      else
+        submitted = op.status();
     }
     // Slots that a copy still writes cannot be given back.
     if (!submitted.ok())
@@ -257,8 +260,7 @@ struct cache_core final : ticket_owner {
 
   static const options& checked(const options& o) {
     const auto refuse = [](const std::string& text) { throw error(errc::bad_argument, text); };
-    if (o.identity.model.empty())
-      refuse("identity.model is empty; name the model, or every model shares one cache");
+    if (o.identity.model.empty()) refuse("identity.model is empty; name the model, or every model shares one cache");
     if (!o.root.empty() && !Hasher::collision_resistant && !o.prompts_trusted)
       refuse("root '" + o.root +
              "' is shared storage and this hasher is not collision resistant: a crafted prompt could be served another "
@@ -268,7 +270,8 @@ struct cache_core final : ticket_owner {
     if (o.load_deadline.count() <= 0 || o.save_deadline.count() <= 0)
       refuse("load_deadline and save_deadline must be positive; raise them rather than switch them off");
     constexpr std::chrono::hours most_patience{24 * 365};  // sums with the clock must not overflow
-    for (const std::chrono::milliseconds given : {o.lease, o.load_deadline, o.save_deadline, o.drain_deadline, o.breaker_pause})
+    for (const std::chrono::milliseconds given :
+         {o.lease, o.load_deadline, o.save_deadline, o.drain_deadline, o.breaker_pause})
       if (given < std::chrono::milliseconds{0} || given > most_patience)
         refuse("lease, load_deadline, save_deadline, drain_deadline and breaker_pause must be from 0 to a year");
     if (o.writer_dead_after < std::chrono::milliseconds{20} || o.writer_dead_after > most_patience)
@@ -297,27 +300,29 @@ struct cache_core final : ticket_owner {
       const std::size_t slots = static_cast<std::size_t>(o.memory_bytes) / all;
       constexpr std::size_t least_slots = 4;
       if (slots < least_slots)
-        throw error(errc::bad_argument, "memory_bytes: " + std::to_string(o.memory_bytes) + " holds " + std::to_string(slots) +
-                                            " blocks of " + std::to_string(all) + " bytes; give at least " +
-                                            std::to_string(least_slots * all));
+        throw error(errc::bad_argument, "memory_bytes: " + std::to_string(o.memory_bytes) + " holds " +
+                                            std::to_string(slots) + " blocks of " + std::to_string(all) +
+                                            " bytes; give at least " + std::to_string(least_slots * all));
       const auto memory_part = runtime->memory().carve(slots * shapes[g].stride);
       if (!memory_part)
-        throw error(errc::no_space, "memory_bytes: the runtime's arena has no " + std::to_string(slots * shapes[g].stride) +
+        throw error(errc::no_space, "memory_bytes: the runtime's arena has no " +
+                                        std::to_string(slots * shapes[g].stride) +
                                         " bytes left for this cache; enlarge the runtime or lower memory_bytes");
       carved.push_back(*memory_part);
       if (const status s = transfer.register_arena(*memory_part); !s.ok())
-        throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" + std::string(to_string(s.code())) +
+        throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" +
+                                  std::string(to_string(s.code())) +
                                   "); copies would silently be slow, so free host memory or lower memory_bytes");
-      const shard where{static_cast<std::uint16_t>(g), o.tensor_rank,     o.tensor_size,
-                        o.pipeline_rank,               o.pipeline_size, layout.fingerprint(g)};
+      const shard where{static_cast<std::uint16_t>(g), o.tensor_rank, o.tensor_size, o.pipeline_rank, o.pipeline_size,
+                        layout.fingerprint(g)};
       store::store_options at;
       at.root = o.root;
       at.capacity_bytes = o.storage_bytes;
       at.extent_bytes = o.extent_bytes;
       at.dead_after = o.writer_dead_after;
       at.digest_bytes = digest_type::size();
-      state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id}, *memory_part,
-                                                          o.root.empty() ? nullptr : &at));
+      state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id},
+                                                          *memory_part, o.root.empty() ? nullptr : &at));
     }
   }
 
@@ -326,11 +331,14 @@ struct cache_core final : ticket_owner {
     constexpr std::size_t most_slots = std::size_t{1} << 28U;  // what a place in the index can say
     if (g.storage->capacity() >= most_slots || g.memory.capacity() >= most_slots)
       throw error(errc::bad_argument, "storage_bytes: " + std::to_string(g.storage->capacity()) + " blocks of " +
-                                          std::to_string(g.geometry.stride) + " bytes; at most " + std::to_string(most_slots) +
+                                          std::to_string(g.geometry.stride) + " bytes; at most " +
+                                          std::to_string(most_slots) +
                                           " can be indexed, so lower it or raise the layout's block_tokens");
     g.storage->store().on_files([&io = state.runtime->io()](int file, bool open) {
-      if (open) io.attach(file);
-      else io.detach(file);
+      if (open)
+        io.attach(file);
+      else
+        io.detach(file);
     });
     const status recovered = g.storage->store().recover([&](const store::recovered_block& block) {
       const digest_type key = from_block_key<digest_type>(block.key);
@@ -339,8 +347,10 @@ struct cache_core final : ticket_owner {
       if (node == no_node) return;
       // Later records are newer, and the oldest writers' extents are reclaimed first.
       const slot_index older = g.index.storage_slot(node);
-      if (older != no_slot) g.storage->forget(older);
-      else state.metrics.storage.blocks.add();
+      if (older != no_slot)
+        g.storage->forget(older);
+      else
+        state.metrics.storage.blocks.add();
       g.storage->assign(block.where, node);
       g.index.set_storage(node, block.where, false);
     });

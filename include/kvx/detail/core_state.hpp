@@ -92,12 +92,14 @@ struct group_state {
   /// Remembers the tokens of a slot's block; none where the engine gave only keys.
   void keep_tokens(slot_index slot, std::span<const token_id> tokens) {
     has_tokens_[slot] = !tokens.empty();
-    std::copy(tokens.begin(), tokens.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
+    std::copy(tokens.begin(), tokens.end(),
+              tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
   }
   /// Whether a slot's block has these tokens. Its key says so already; this is against a weak hasher and mistakes.
   [[nodiscard]] bool holds_tokens(slot_index slot, std::span<const token_id> tokens) const noexcept {
     if (tokens.empty() || !has_tokens_[slot]) return true;
-    return std::equal(tokens.begin(), tokens.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
+    return std::equal(tokens.begin(), tokens.end(),
+                      tokens_.begin() + static_cast<std::ptrdiff_t>(slot * geometry.token_capacity));
   }
   /// The payload of a slot.
   [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
@@ -220,10 +222,17 @@ struct core_state {
     if (code == errc::ok && ticket.what->where(wanted.block, wanted.group) != tier::memory)
       ticket.bytes_ready.fetch_add(g.geometry.stride, std::memory_order_relaxed);
     switch (code) {
-      case errc::ok: break;
-      case errc::timed_out: metrics.prefetch.timed_out_blocks.add(); break;
-      case errc::cancelled: metrics.prefetch.cancelled_blocks.add(); break;
-      default: metrics.prefetch.failed_blocks.add(); break;
+      case errc::ok:
+        break;
+      case errc::timed_out:
+        metrics.prefetch.timed_out_blocks.add();
+        break;
+      case errc::cancelled:
+        metrics.prefetch.cancelled_blocks.add();
+        break;
+      default:
+        metrics.prefetch.failed_blocks.add();
+        break;
     }
     if (!ticket.decide(who.entry, code)) return;
     for (const auto& each : groups) each->memory.settle();
@@ -252,7 +261,8 @@ struct core_state {
         return g.memory.evict([&](slot_index slot) {
           const node_id node = g.memory.node_of(slot);
           // Where a node is needed, giving up a block that keeps its node would gain nothing.
-          if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node))) return true;
+          if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node)))
+            return true;
           return g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
                  (keep_leased && g.index.lease(node) > today);
         });
@@ -300,12 +310,16 @@ struct core_state {
 
   /// Blocks of a plan that group g needs for a resume at block `boundary`, as [first, boundary).
   template <class Layout>
-  [[nodiscard]] static std::size_t first_needed(const Layout& layout, std::size_t group, std::size_t boundary) noexcept {
+  [[nodiscard]] static std::size_t first_needed(const Layout& layout, std::size_t group,
+                                                std::size_t boundary) noexcept {
     if (boundary == 0) return 0;
     switch (layout.kind(group)) {
-      case attention_kind::full: return 0;
-      case attention_kind::recurrent: return boundary - 1;
-      case attention_kind::sliding_window: break;
+      case attention_kind::full:
+        return 0;
+      case attention_kind::recurrent:
+        return boundary - 1;
+      case attention_kind::sliding_window:
+        break;
     }
     const std::size_t tokens = layout.block_tokens();
     const std::size_t window = (layout.window_tokens(group) + tokens - 1) / tokens;

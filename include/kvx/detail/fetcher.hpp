@@ -30,7 +30,8 @@ class fetcher {
     std::uint64_t bytes = 0;
     for (std::size_t i = 0; i < ticket->entries(); ++i) {
       const prefetch_state::entry& wanted = ticket->wanted[i];
-      if (ticket->what->where(wanted.block, wanted.group) != tier::memory) bytes += group_of(*ticket, i).geometry.stride;
+      if (ticket->what->where(wanted.block, wanted.group) != tier::memory)
+        bytes += group_of(*ticket, i).geometry.stride;
       queue_.push_back({ticket, i});
     }
     ticket->bytes_wanted.store(bytes, std::memory_order_relaxed);
@@ -91,9 +92,8 @@ class fetcher {
 
   /// Whether reads from these places are under way. Caller holds the lock.
   [[nodiscard]] bool uses(const group_type& g, std::size_t first, std::size_t count) const noexcept {
-    return std::any_of(reads_.begin(), reads_.end(), [&](const read* r) {
-      return r->group == &g && r->place >= first && r->place - first < count;
-    });
+    return std::any_of(reads_.begin(), reads_.end(),
+                       [&](const read* r) { return r->group == &g && r->place >= first && r->place - first < count; });
   }
 
   /// Ends every prefetch; reads that the backend holds stay its own.
@@ -256,7 +256,8 @@ class fetcher {
   void settle(const read& r, const io_result& outcome, store::slot_verdict verdict, clock::time_point now) {
     group_type& g = *r.group;
     // One that came after its deadline proves nothing.
-    if (outcome.error == 0 && !r.late_counted && state_.loads_breaker.succeeded()) state_.metrics.breaker_load.closed.add();
+    if (outcome.error == 0 && !r.late_counted && state_.loads_breaker.succeeded())
+      state_.metrics.breaker_load.closed.add();
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
@@ -289,12 +290,16 @@ class fetcher {
     g.waiters.erase(slot);
     g.memory.release(slot);
     g.index.clear_memory(node);
-    if (useless && g.index.storage_slot(node) == r.place) state_.drop_storage(g, node);
-    else g.index.erase_if_unused(node);
+    if (useless && g.index.storage_slot(node) == r.place)
+      state_.drop_storage(g, node);
+    else
+      g.index.erase_if_unused(node);
     for (const slot_waiter& w : waiting) {
       // Somebody joined after the others had given the read up: it is read again for them.
-      if (cancelled && !w.ticket->decided(w.entry)) queue_.push_front(w);
-      else refuse_from(w, errc::miss, now);
+      if (cancelled && !w.ticket->decided(w.entry))
+        queue_.push_front(w);
+      else
+        refuse_from(w, errc::miss, now);
     }
   }
 

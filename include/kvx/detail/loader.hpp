@@ -22,7 +22,8 @@ class loader {
 
   /// Submits every copy and event before it returns.
   /// Shape   ids: per group, for the plan's blocks from `first` on, pages_per_block(group) each
-  [[nodiscard]] load_ticket<stream_type> load(const plan& what, std::size_t first, ids_of_groups ids, stream_type stream) {
+  [[nodiscard]] load_ticket<stream_type> load(const plan& what, std::size_t first, ids_of_groups ids,
+                                              stream_type stream) {
     auto job = std::make_shared<load_job>(state_.groups.size());
     job->id = state_.next_ticket.fetch_add(1, std::memory_order_relaxed);
     job->first = first;
@@ -42,8 +43,10 @@ class loader {
     for (std::size_t g = 0; g < copies.size() && submitted.ok(); ++g) {
       if (copies[g].empty()) continue;
       const auto op = transfer_.load(layout_, {g, state_.groups[g]->geometry.layer_offsets, copies[g]}, stream);
-      if (op) job->operations[g] = *op;
-      else submitted = op.status();
+      if (op)
+        job->operations[g] = *op;
+      else
+        submitted = op.status();
       state_.metrics.memory.read_bytes.add(copies[g].size() * state_.groups[g]->geometry.payload_bytes);
     }
     if (!submitted.ok()) {

@@ -33,12 +33,13 @@ class matcher {
     scan seen;
     for (std::size_t first = 0; first < usable; first += window) {
       const std::size_t count = std::min(window, usable - first);
-      chain.extend(tokens.subspan(first * state_.block_tokens, count * state_.block_tokens), state_.block_tokens, extras,
-                   parent, keys, first);
+      chain.extend(tokens.subspan(first * state_.block_tokens, count * state_.block_tokens), state_.block_tokens,
+                   extras, parent, keys, first);
       if (!look_up(std::span(keys).first(count), seen, out)) break;
     }
     finish(tokens.size(), seen, out);
-    if (!out.empty()) out.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(out.matched_tokens()));
+    if (!out.empty())
+      out.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(out.matched_tokens()));
     for (const block_extra& e : extras)
       if (e.block < out.blocks()) out.add_extra(e.block, e.bytes);
   }

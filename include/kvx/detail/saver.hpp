@@ -54,15 +54,23 @@ class saver {
     }
     const std::span<const token_id> tokens = from.tokens(block);
     const std::span<const std::byte> extra = from.extra(block);
-    copy made{entry, group, no_node, no_slot, from.parent(block), {tokens.begin(), tokens.end()}, {extra.begin(), extra.end()}};
+    copy made{entry,
+              group,
+              no_node,
+              no_slot,
+              from.parent(block),
+              {tokens.begin(), tokens.end()},
+              {extra.begin(), extra.end()}};
     if (const node_id known = g.index.find(key);
         known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
       made.node = known;
       made.slot = g.index.memory_slot(known);
       // An earlier save of it may have been dropped on its way to storage.
       const bool only_in_memory = g.storage && g.index.storage_slot(known) == no_slot;
-      if (only_in_memory && !g.index.memory_busy(known) && !g.memory.dirty(made.slot)) await_write(g, ticket, std::move(made));
-      else decide(*ticket, entry, errc::ok);
+      if (only_in_memory && !g.index.memory_busy(known) && !g.memory.dirty(made.slot))
+        await_write(g, ticket, std::move(made));
+      else
+        decide(*ticket, entry, errc::ok);
       return std::nullopt;
     }
     const slot_index slot = state_.take_memory_slot(g, io_class::save, now);
@@ -70,8 +78,7 @@ class saver {
       drop(*ticket, entry);
       return std::nullopt;
     }
-    const node_id parent =
-        block == 0 ? no_node : g.index.find(from_block_key<digest_type>(from.parent(block)));
+    const node_id parent = block == 0 ? no_node : g.index.find(from_block_key<digest_type>(from.parent(block)));
     const node_id node = g.index.insert(key, parent);
     if (node == no_node) {  // parents that are gone, kept by their cached children, fill the index
       g.memory.release(slot);
@@ -114,8 +121,8 @@ class saver {
     std::erase_if(copying_, [&](job& j) {
       if (!std::all_of(j.operations.begin(), j.operations.end(), [](const Operation& op) { return op.done(); }))
         return false;
-      const bool well = std::all_of(j.operations.begin(), j.operations.end(),
-                                    [](const Operation& op) { return op.outcome().ok(); });
+      const bool well =
+          std::all_of(j.operations.begin(), j.operations.end(), [](const Operation& op) { return op.outcome().ok(); });
       state_.metrics.latency.save_copy.record(now - j.started);
       if (well) {
         publish(j, now);
@@ -146,7 +153,8 @@ class saver {
         drop_front(g, here);
         continue;
       }
-      if (state_.writes_under_way != 0 && state_.write_bytes_under_way + g.geometry.stride > window_bytes()) return false;
+      if (state_.writes_under_way != 0 && state_.write_bytes_under_way + g.geometry.stride > window_bytes())
+        return false;
       const auto place = take_place(g, now);
       if (!place) return false;
       start(lock, g, *place);
@@ -202,9 +210,8 @@ class saver {
 
   /// Whether writes to these places are under way. Caller holds the lock.
   [[nodiscard]] bool uses(const group_type& g, std::size_t first, std::size_t count) const noexcept {
-    return std::any_of(writes_.begin(), writes_.end(), [&](const write* w) {
-      return w->group == &g && w->place >= first && w->place - first < count;
-    });
+    return std::any_of(writes_.begin(), writes_.end(),
+                       [&](const write* w) { return w->group == &g && w->place >= first && w->place - first < count; });
   }
 
   [[nodiscard]] bool idle() const noexcept { return copying_.empty() && waiting_.empty() && unlogged_.empty(); }
@@ -240,11 +247,20 @@ class saver {
   void decide(save_state& ticket, std::size_t entry, errc code) {
     if (ticket.decided(entry)) return;
     switch (code) {
-      case errc::ok: break;
-      case errc::timed_out: state_.metrics.save.timed_out_blocks.add(); break;
-      case errc::dropped: state_.metrics.save.dropped_blocks.add(); break;
-      case errc::cancelled: state_.metrics.save.cancelled_blocks.add(); break;
-      default: state_.metrics.save.failed_blocks.add(); break;
+      case errc::ok:
+        break;
+      case errc::timed_out:
+        state_.metrics.save.timed_out_blocks.add();
+        break;
+      case errc::dropped:
+        state_.metrics.save.dropped_blocks.add();
+        break;
+      case errc::cancelled:
+        state_.metrics.save.cancelled_blocks.add();
+        break;
+      default:
+        state_.metrics.save.failed_blocks.add();
+        break;
     }
     if (!ticket.decide(entry, code)) return;
     for (const auto& g : state_.groups)
@@ -316,7 +332,8 @@ class saver {
   }
 
   void start(std::unique_lock<std::mutex>& lock, group_type& g, slot_index place) {
-    auto* w = new write{this, &g, std::move(waiting_.front().ticket), std::move(waiting_.front().what), place, 0, clock::now()};
+    auto* w = new write{this, &g,          std::move(waiting_.front().ticket), std::move(waiting_.front().what), place,
+                        0,    clock::now()};
     const block_key key = to_block_key(waiting_.front().key);
     waiting_.pop_front();
     const auto target = g.storage->store().prepare_write(place);
@@ -385,8 +402,10 @@ class saver {
       g.index.set_storage(w->what.node, w->place, false);
       g.storage->publish(g.entry_of(w->place, w->what.node));
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
-      if (closed_) decide(*w->ticket, w->what.entry, errc::closed);
-      else unlogged_.emplace_back(w->ticket, w->what.entry);
+      if (closed_)
+        decide(*w->ticket, w->what.entry, errc::closed);
+      else
+        unlogged_.emplace_back(w->ticket, w->what.entry);
       state_.tell(block_event::what::stored, tier::storage, g, w->what.node);
       state_.wake_keeper();
     } else {

@@ -13,64 +13,64 @@ namespace kvx::detail {
 /// Shape   slots: below 2^32 - lists; a list is named by its number
 /// Cost    O(1) each, 8 bytes per slot, allocation only in the constructor
 class slot_lists {
-  public:
-    slot_lists(std::size_t slots, std::size_t lists) : links_(slots + lists), slots_(slots) {
-        for (std::size_t list = 0; list < lists; ++list) at(end(list)) = {end(list), end(list)};
-    }
+ public:
+  slot_lists(std::size_t slots, std::size_t lists) : links_(slots + lists), slots_(slots) {
+    for (std::size_t list = 0; list < lists; ++list) at(end(list)) = {end(list), end(list)};
+  }
 
-    /// The one to leave next, `no_slot` when the list is empty.
-    [[nodiscard]] slot_index oldest(std::size_t list) const noexcept {
-        const slot_index first = links_[end(list)].newer;
-        return first == end(list) ? no_slot : first;
-    }
+  /// The one to leave next, `no_slot` when the list is empty.
+  [[nodiscard]] slot_index oldest(std::size_t list) const noexcept {
+    const slot_index first = links_[end(list)].newer;
+    return first == end(list) ? no_slot : first;
+  }
 
-    /// Precondition: `slot` is in no list.
-    void push_newest(std::size_t list, slot_index slot) noexcept {
-        link& sentinel = at(end(list));
-        at(slot) = {sentinel.older, end(list)};
-        at(sentinel.older).newer = slot;
-        sentinel.older = slot;
-    }
+  /// Precondition: `slot` is in no list.
+  void push_newest(std::size_t list, slot_index slot) noexcept {
+    link& sentinel = at(end(list));
+    at(slot) = {sentinel.older, end(list)};
+    at(sentinel.older).newer = slot;
+    sentinel.older = slot;
+  }
 
-    /// Precondition: `slot` is in a list.
-    void remove(slot_index slot) noexcept {
-        const link from = at(slot);
-        at(from.older).newer = from.newer;
-        at(from.newer).older = from.older;
-    }
+  /// Precondition: `slot` is in a list.
+  void remove(slot_index slot) noexcept {
+    const link from = at(slot);
+    at(from.older).newer = from.newer;
+    at(from.newer).older = from.older;
+  }
 
-    void move_to_newest(std::size_t list, slot_index slot) noexcept {
+  void move_to_newest(std::size_t list, slot_index slot) noexcept {
+    remove(slot);
+    push_newest(list, slot);
+  }
+
+  /// Takes out the first of the `tries` oldest slots that is not pinned; pinned ones become the newest.
+  template <class Pinned>
+  [[nodiscard]] slot_index take_unpinned(std::size_t list, std::size_t tries, Pinned& pinned) {
+    for (; tries != 0; --tries) {
+      const slot_index slot = oldest(list);
+      if (slot == no_slot) return no_slot;
+      if (!pinned(slot)) {
         remove(slot);
-        push_newest(list, slot);
+        return slot;
+      }
+      move_to_newest(list, slot);
     }
+    return no_slot;
+  }
 
-    /// Takes out the first of the `tries` oldest slots that is not pinned; pinned ones become the newest.
-    template <class Pinned>
-    [[nodiscard]] slot_index take_unpinned(std::size_t list, std::size_t tries, Pinned& pinned) {
-        for (; tries != 0; --tries) {
-            const slot_index slot = oldest(list);
-            if (slot == no_slot) return no_slot;
-            if (!pinned(slot)) {
-                remove(slot);
-                return slot;
-            }
-            move_to_newest(list, slot);
-        }
-        return no_slot;
-    }
+ private:
+  struct link {
+    slot_index older = no_slot;
+    slot_index newer = no_slot;
+  };
 
-  private:
-    struct link {
-        slot_index older = no_slot;
-        slot_index newer = no_slot;
-    };
+  // The ends of a list are one more link behind the slots', so that no operation has a special case.
+  [[nodiscard]] slot_index end(std::size_t list) const noexcept { return static_cast<slot_index>(slots_ + list); }
+  [[nodiscard]] link& at(slot_index slot) noexcept { return links_[slot]; }
 
-    // The ends of a list are one more link behind the slots', so that no operation has a special case.
-    [[nodiscard]] slot_index end(std::size_t list) const noexcept { return static_cast<slot_index>(slots_ + list); }
-    [[nodiscard]] link& at(slot_index slot) noexcept { return links_[slot]; }
-
-    std::vector<link> links_;
-    std::size_t slots_;
+  std::vector<link> links_;
+  std::size_t slots_;
 };
 
 /// How many parked slots an eviction looks at again before it takes a younger one.
@@ -83,42 +83,42 @@ inline constexpr std::size_t parked_tries = 4;
 /// looking at all parents each time. When nothing else is left, all of them are looked at.
 /// Cost    evict: amortised O(1) while something in the queue may be evicted, else O(parked)
 class parking_queue {
-  public:
-    explicit parking_queue(std::size_t slots) : lists_(slots, 2) {}
+ public:
+  explicit parking_queue(std::size_t slots) : lists_(slots, 2) {}
 
-    void insert(slot_index slot) noexcept {
-        lists_.push_newest(queue, slot);
-        ++size_;
+  void insert(slot_index slot) noexcept {
+    lists_.push_newest(queue, slot);
+    ++size_;
+  }
+  void renew(slot_index slot) noexcept { lists_.move_to_newest(queue, slot); }
+  void erase(slot_index slot) noexcept {
+    lists_.remove(slot);
+    --size_;
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+  template <class Pinned>
+  [[nodiscard]] slot_index evict(Pinned& pinned) {
+    slot_index slot = lists_.take_unpinned(parked, parked_tries, pinned);
+    for (slot_index next = lists_.oldest(queue); slot == no_slot && next != no_slot; next = lists_.oldest(queue)) {
+      if (pinned(next)) {
+        lists_.move_to_newest(parked, next);
+      } else {
+        lists_.remove(next);
+        slot = next;
+      }
     }
-    void renew(slot_index slot) noexcept { lists_.move_to_newest(queue, slot); }
-    void erase(slot_index slot) noexcept {
-        lists_.remove(slot);
-        --size_;
-    }
-    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+    if (slot == no_slot) slot = lists_.take_unpinned(parked, size_, pinned);
+    if (slot != no_slot) --size_;
+    return slot;
+  }
 
-    template <class Pinned>
-    [[nodiscard]] slot_index evict(Pinned& pinned) {
-        slot_index slot = lists_.take_unpinned(parked, parked_tries, pinned);
-        for (slot_index next = lists_.oldest(queue); slot == no_slot && next != no_slot; next = lists_.oldest(queue)) {
-            if (pinned(next)) {
-                lists_.move_to_newest(parked, next);
-            } else {
-                lists_.remove(next);
-                slot = next;
-            }
-        }
-        if (slot == no_slot) slot = lists_.take_unpinned(parked, size_, pinned);
-        if (slot != no_slot) --size_;
-        return slot;
-    }
+ private:
+  static constexpr std::size_t queue = 0;
+  static constexpr std::size_t parked = 1;
 
-  private:
-    static constexpr std::size_t queue = 0;
-    static constexpr std::size_t parked = 1;
-
-    slot_lists lists_;
-    std::size_t size_ = 0;
+  slot_lists lists_;
+  std::size_t size_ = 0;
 };
 
 }  // namespace kvx::detail

@@ -17,25 +17,25 @@ namespace kvx {
 /// Thread  one caller at a time
 /// Cost    O(1) per slot, 8 bytes per slot; evict: amortised O(1) while a slot that is not set aside may be evicted
 class lru {
-  public:
-    explicit lru(std::size_t slots) : queue_(slots) {}
+ public:
+  explicit lru(std::size_t slots) : queue_(slots) {}
 
-    void insert(std::span<const eviction_entry> entries) noexcept {
-        for (const eviction_entry& entry : entries) queue_.insert(entry.slot);
-    }
-    void touch(std::span<const slot_index> slots) noexcept {
-        for (const slot_index slot : slots) queue_.renew(slot);
-    }
-    void erase(slot_index slot) noexcept { queue_.erase(slot); }
+  void insert(std::span<const eviction_entry> entries) noexcept {
+    for (const eviction_entry& entry : entries) queue_.insert(entry.slot);
+  }
+  void touch(std::span<const slot_index> slots) noexcept {
+    for (const slot_index slot : slots) queue_.renew(slot);
+  }
+  void erase(slot_index slot) noexcept { queue_.erase(slot); }
 
-    template <class Pinned>
-    [[nodiscard]] slot_index evict(Pinned&& pinned) {
-        return queue_.evict(pinned);
-    }
-    [[nodiscard]] std::size_t size() const noexcept { return queue_.size(); }
+  template <class Pinned>
+  [[nodiscard]] slot_index evict(Pinned&& pinned) {
+    return queue_.evict(pinned);
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return queue_.size(); }
 
-  private:
-    detail::parking_queue queue_;
+ private:
+  detail::parking_queue queue_;
 };
 
 static_assert(eviction_policy<lru>);

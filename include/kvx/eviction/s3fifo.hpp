@@ -27,190 +27,190 @@ namespace kvx {
 /// Cost    amortised O(1) per slot; 17 bytes per slot, ghosts included
 /// Source  Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023
 class s3fifo {
-  public:
-    /// Units   small_percent: of the slots, for the small queue
-    explicit s3fifo(std::size_t slots, unsigned small_percent = 50)
-        : lists_(slots, 3),
-          keys_(slots),
-          states_(slots),
-          ghosts_(slots),
-          small_target_(std::max<std::size_t>(1, slots * small_percent / 100)) {}
+ public:
+  /// Units   small_percent: of the slots, for the small queue
+  explicit s3fifo(std::size_t slots, unsigned small_percent = 50)
+      : lists_(slots, 3),
+        keys_(slots),
+        states_(slots),
+        ghosts_(slots),
+        small_target_(std::max<std::size_t>(1, slots * small_percent / 100)) {}
 
-    void insert(std::span<const eviction_entry> entries) noexcept {
-        for (const eviction_entry& entry : entries) {
-            const std::uint32_t key = ghost_table::shorten(entry.key);
-            keys_[entry.slot] = key;
-            states_[entry.slot].uses = 0;
-            enter(ghosts_.forget(key) ? main : small, entry.slot);
-        }
-        size_ += entries.size();
+  void insert(std::span<const eviction_entry> entries) noexcept {
+    for (const eviction_entry& entry : entries) {
+      const std::uint32_t key = ghost_table::shorten(entry.key);
+      keys_[entry.slot] = key;
+      states_[entry.slot].uses = 0;
+      enter(ghosts_.forget(key) ? main : small, entry.slot);
+    }
+    size_ += entries.size();
+  }
+
+  void touch(std::span<const slot_index> slots) noexcept {
+    for (const slot_index slot : slots) {
+      state& at = states_[slot];
+      if (at.uses < most_uses) at.uses = (at.uses + 1U) & most_uses;
+      if (at.list == parked) move(main, slot);
+    }
+  }
+
+  void erase(slot_index slot) noexcept {
+    leave(slot);
+    --size_;
+  }
+
+  template <class Pinned>
+  [[nodiscard]] slot_index evict(Pinned&& pinned) {
+    slot_index slot = lists_.take_unpinned(parked, detail::parked_tries, pinned);
+    while (slot == no_slot) {
+      const slot_index in_small = lists_.oldest(small);
+      const slot_index in_main = lists_.oldest(main);
+      if (in_small != no_slot && (small_size_ >= small_target_ || in_main == no_slot)) {
+        slot = leave_small(in_small, pinned);
+      } else if (in_main != no_slot) {
+        slot = leave_main(in_main, pinned);
+      } else {
+        slot = lists_.take_unpinned(parked, size_, pinned);
+        break;
+      }
+    }
+    if (slot != no_slot) --size_;
+    return slot;
+  }
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+ private:
+  static constexpr std::uint8_t small = 0;
+  static constexpr std::uint8_t main = 1;
+  static constexpr std::uint8_t parked = 2;
+  static constexpr std::uint8_t most_uses = 3;
+
+  /// Keys given up lately: buckets of eight words, each 16 bits of the key and the time, coarsely.
+  ///
+  /// Remembers as many as there are slots, less what buckets that fill unevenly lose. Mistakes another key for
+  /// one it holds about once in 2^11 to 2^15 times, which costs nothing but a place in the main queue.
+  class ghost_table {
+   public:
+    explicit ghost_table(std::size_t slots)
+        : buckets_((slots + ways - 1) / ways + 1),
+          remembered_per_tick_(slots / 1024 + 1),
+          window_(static_cast<std::uint16_t>(slots / remembered_per_tick_ + 1)) {}
+
+    /// 32 well mixed bits of a key, since a key's 64 need not be.
+    [[nodiscard]] static std::uint32_t shorten(std::uint64_t key) noexcept {
+      key = (key ^ (key >> 33U)) * 0xff51'afd7'ed55'8ccdU;
+      return static_cast<std::uint32_t>(key >> 32U);
     }
 
-    void touch(std::span<const slot_index> slots) noexcept {
-        for (const slot_index slot : slots) {
-            state& at = states_[slot];
-            if (at.uses < most_uses) at.uses = (at.uses + 1U) & most_uses;
-            if (at.list == parked) move(main, slot);
+    void remember(std::uint32_t key) noexcept {
+      if (++remembered_ % remembered_per_tick_ == 0) ++now_;
+      bucket& at = bucket_of(key);
+      // An empty word is as good as the oldest.
+      auto oldest = at.begin();
+      for (auto word = at.begin(); word != at.end(); ++word) {
+        if (*word == 0) {
+          oldest = word;
+          break;
         }
+        if (age(*word) > age(*oldest)) oldest = word;
+      }
+      *oldest = tag(key) | now_;
     }
 
-    void erase(slot_index slot) noexcept {
-        leave(slot);
-        --size_;
+    /// Whether the key was given up within the window; it is not remembered any more afterwards.
+    [[nodiscard]] bool forget(std::uint32_t key) noexcept {
+      for (std::uint32_t& word : bucket_of(key)) {
+        if ((word & tag_mask) != tag(key)) continue;
+        const bool recent = age(word) <= window_;
+        word = 0;
+        return recent;
+      }
+      return false;
     }
 
-    template <class Pinned>
-    [[nodiscard]] slot_index evict(Pinned&& pinned) {
-        slot_index slot = lists_.take_unpinned(parked, detail::parked_tries, pinned);
-        while (slot == no_slot) {
-            const slot_index in_small = lists_.oldest(small);
-            const slot_index in_main = lists_.oldest(main);
-            if (in_small != no_slot && (small_size_ >= small_target_ || in_main == no_slot)) {
-                slot = leave_small(in_small, pinned);
-            } else if (in_main != no_slot) {
-                slot = leave_main(in_main, pinned);
-            } else {
-                slot = lists_.take_unpinned(parked, size_, pinned);
-                break;
-            }
-        }
-        if (slot != no_slot) --size_;
-        return slot;
+   private:
+    static constexpr std::size_t ways = 8;
+    static constexpr std::uint32_t tag_mask = 0xFFFF'0000U;
+    using bucket = std::array<std::uint32_t, ways>;
+
+    // The bucket is chosen by the key's high bits, so that its low bits tell keys of one bucket apart. A tag
+    // is never 0: 0 stands for an empty word.
+    [[nodiscard]] static std::uint32_t tag(std::uint32_t key) noexcept {
+      const std::uint32_t low = key << 16U;
+      return low != 0 ? low : 1U << 16U;
+    }
+    [[nodiscard]] bucket& bucket_of(std::uint32_t key) noexcept {
+      return buckets_[static_cast<std::size_t>((std::uint64_t{key} * buckets_.size()) >> 32U)];
+    }
+    [[nodiscard]] std::uint16_t age(std::uint32_t word) const noexcept {
+      return static_cast<std::uint16_t>(now_ - word);
     }
 
-    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+    std::vector<bucket> buckets_;
+    std::size_t remembered_ = 0;
+    std::size_t remembered_per_tick_;
+    std::uint16_t window_;  // in ticks
+    std::uint16_t now_ = 0;
+  };
 
-  private:
-    static constexpr std::uint8_t small = 0;
-    static constexpr std::uint8_t main = 1;
-    static constexpr std::uint8_t parked = 2;
-    static constexpr std::uint8_t most_uses = 3;
+  struct state {
+    std::uint8_t list : 4;
+    std::uint8_t uses : 4;
+  };
 
-    /// Keys given up lately: buckets of eight words, each 16 bits of the key and the time, coarsely.
-    ///
-    /// Remembers as many as there are slots, less what buckets that fill unevenly lose. Mistakes another key for
-    /// one it holds about once in 2^11 to 2^15 times, which costs nothing but a place in the main queue.
-    class ghost_table {
-      public:
-        explicit ghost_table(std::size_t slots)
-            : buckets_((slots + ways - 1) / ways + 1),
-              remembered_per_tick_(slots / 1024 + 1),
-              window_(static_cast<std::uint16_t>(slots / remembered_per_tick_ + 1)) {}
+  void enter(std::uint8_t list, slot_index slot) noexcept {
+    lists_.push_newest(list, slot);
+    states_[slot].list = list & 3U;
+    if (list == small) ++small_size_;
+  }
+  void leave(slot_index slot) noexcept {
+    lists_.remove(slot);
+    if (states_[slot].list == small) --small_size_;
+  }
+  void move(std::uint8_t list, slot_index slot) noexcept {
+    leave(slot);
+    enter(list, slot);
+  }
 
-        /// 32 well mixed bits of a key, since a key's 64 need not be.
-        [[nodiscard]] static std::uint32_t shorten(std::uint64_t key) noexcept {
-            key = (key ^ (key >> 33U)) * 0xff51'afd7'ed55'8ccdU;
-            return static_cast<std::uint32_t>(key >> 32U);
-        }
-
-        void remember(std::uint32_t key) noexcept {
-            if (++remembered_ % remembered_per_tick_ == 0) ++now_;
-            bucket& at = bucket_of(key);
-            // An empty word is as good as the oldest.
-            auto oldest = at.begin();
-            for (auto word = at.begin(); word != at.end(); ++word) {
-                if (*word == 0) {
-                    oldest = word;
-                    break;
-                }
-                if (age(*word) > age(*oldest)) oldest = word;
-            }
-            *oldest = tag(key) | now_;
-        }
-
-        /// Whether the key was given up within the window; it is not remembered any more afterwards.
-        [[nodiscard]] bool forget(std::uint32_t key) noexcept {
-            for (std::uint32_t& word : bucket_of(key)) {
-                if ((word & tag_mask) != tag(key)) continue;
-                const bool recent = age(word) <= window_;
-                word = 0;
-                return recent;
-            }
-            return false;
-        }
-
-      private:
-        static constexpr std::size_t ways = 8;
-        static constexpr std::uint32_t tag_mask = 0xFFFF'0000U;
-        using bucket = std::array<std::uint32_t, ways>;
-
-        // The bucket is chosen by the key's high bits, so that its low bits tell keys of one bucket apart. A tag
-        // is never 0: 0 stands for an empty word.
-        [[nodiscard]] static std::uint32_t tag(std::uint32_t key) noexcept {
-            const std::uint32_t low = key << 16U;
-            return low != 0 ? low : 1U << 16U;
-        }
-        [[nodiscard]] bucket& bucket_of(std::uint32_t key) noexcept {
-            return buckets_[static_cast<std::size_t>((std::uint64_t{key} * buckets_.size()) >> 32U)];
-        }
-        [[nodiscard]] std::uint16_t age(std::uint32_t word) const noexcept {
-            return static_cast<std::uint16_t>(now_ - word);
-        }
-
-        std::vector<bucket> buckets_;
-        std::size_t remembered_ = 0;
-        std::size_t remembered_per_tick_;
-        std::uint16_t window_;  // in ticks
-        std::uint16_t now_ = 0;
-    };
-
-    struct state {
-        std::uint8_t list : 4;
-        std::uint8_t uses : 4;
-    };
-
-    void enter(std::uint8_t list, slot_index slot) noexcept {
-        lists_.push_newest(list, slot);
-        states_[slot].list = list & 3U;
-        if (list == small) ++small_size_;
+  /// Moves the oldest slot of the small queue on; returns it where it left altogether.
+  template <class Pinned>
+  [[nodiscard]] slot_index leave_small(slot_index slot, Pinned& pinned) {
+    if (states_[slot].uses != 0) {
+      states_[slot].uses = 0;
+      move(main, slot);
+      return no_slot;
     }
-    void leave(slot_index slot) noexcept {
-        lists_.remove(slot);
-        if (states_[slot].list == small) --small_size_;
+    if (pinned(slot)) {
+      move(parked, slot);
+      return no_slot;
     }
-    void move(std::uint8_t list, slot_index slot) noexcept {
-        leave(slot);
-        enter(list, slot);
+    leave(slot);
+    ghosts_.remember(keys_[slot]);
+    return slot;
+  }
+  template <class Pinned>
+  [[nodiscard]] slot_index leave_main(slot_index slot, Pinned& pinned) {
+    if (states_[slot].uses != 0) {
+      states_[slot].uses = (states_[slot].uses - 1U) & most_uses;
+      lists_.move_to_newest(main, slot);
+      return no_slot;
     }
+    if (pinned(slot)) {
+      move(parked, slot);
+      return no_slot;
+    }
+    leave(slot);
+    return slot;
+  }
 
-    /// Moves the oldest slot of the small queue on; returns it where it left altogether.
-    template <class Pinned>
-    [[nodiscard]] slot_index leave_small(slot_index slot, Pinned& pinned) {
-        if (states_[slot].uses != 0) {
-            states_[slot].uses = 0;
-            move(main, slot);
-            return no_slot;
-        }
-        if (pinned(slot)) {
-            move(parked, slot);
-            return no_slot;
-        }
-        leave(slot);
-        ghosts_.remember(keys_[slot]);
-        return slot;
-    }
-    template <class Pinned>
-    [[nodiscard]] slot_index leave_main(slot_index slot, Pinned& pinned) {
-        if (states_[slot].uses != 0) {
-            states_[slot].uses = (states_[slot].uses - 1U) & most_uses;
-            lists_.move_to_newest(main, slot);
-            return no_slot;
-        }
-        if (pinned(slot)) {
-            move(parked, slot);
-            return no_slot;
-        }
-        leave(slot);
-        return slot;
-    }
-
-    detail::slot_lists lists_;
-    std::vector<std::uint32_t> keys_;
-    std::vector<state> states_;
-    ghost_table ghosts_;
-    std::size_t small_target_;
-    std::size_t small_size_ = 0;
-    std::size_t size_ = 0;
+  detail::slot_lists lists_;
+  std::vector<std::uint32_t> keys_;
+  std::vector<state> states_;
+  ghost_table ghosts_;
+  std::size_t small_target_;
+  std::size_t small_size_ = 0;
+  std::size_t size_ = 0;
 };
 
 static_assert(eviction_policy<s3fifo>);

@@ -30,60 +30,60 @@ namespace kvx {
 /// Cost    hash(): about 320 ns for 100 bytes, mostly OpenSSL looking the algorithm up; context: about 110 ns
 /// Source  EVP_DigestInit(3), EVP_MD_fetch(3)
 struct sha256 {
-    using digest_type = digest<32>;
-    static constexpr std::uint32_t id = 2;
-    static constexpr bool collision_resistant = true;
+  using digest_type = digest<32>;
+  static constexpr std::uint32_t id = 2;
+  static constexpr bool collision_resistant = true;
 
-    [[nodiscard]] static digest_type hash(std::span<const std::byte> bytes) noexcept {
-        digest_type out;
-        if (EVP_Digest(bytes.data(), bytes.size(), raw(out), nullptr, EVP_sha256(), nullptr) != 1) std::terminate();
-        return out;
+  [[nodiscard]] static digest_type hash(std::span<const std::byte> bytes) noexcept {
+    digest_type out;
+    if (EVP_Digest(bytes.data(), bytes.size(), raw(out), nullptr, EVP_sha256(), nullptr) != 1) std::terminate();
+    return out;
+  }
+
+  /// Hashes like `sha256::hash`, with the algorithm looked up once; see `contextual_hasher`.
+  /// Thread  one caller at a time
+  class context {
+   public:
+    context() noexcept : algorithm_(fetch()), state_(EVP_MD_CTX_new()) {}
+    context(const context&) noexcept : context() {}
+    context& operator=(const context&) noexcept { return *this; }
+
+    [[nodiscard]] digest_type hash(std::span<const std::byte> bytes) noexcept {
+      digest_type out;
+      const bool done = algorithm_ && state_ && EVP_DigestInit_ex(state_.get(), algorithm_.get(), nullptr) == 1 &&
+                        EVP_DigestUpdate(state_.get(), bytes.data(), bytes.size()) == 1 &&
+                        EVP_DigestFinal_ex(state_.get(), raw(out), nullptr) == 1;
+      return done ? out : sha256::hash(bytes);
     }
 
-    /// Hashes like `sha256::hash`, with the algorithm looked up once; see `contextual_hasher`.
-    /// Thread  one caller at a time
-    class context {
-      public:
-        context() noexcept : algorithm_(fetch()), state_(EVP_MD_CTX_new()) {}
-        context(const context&) noexcept : context() {}
-        context& operator=(const context&) noexcept { return *this; }
-
-        [[nodiscard]] digest_type hash(std::span<const std::byte> bytes) noexcept {
-            digest_type out;
-            const bool done = algorithm_ && state_ && EVP_DigestInit_ex(state_.get(), algorithm_.get(), nullptr) == 1 &&
-                              EVP_DigestUpdate(state_.get(), bytes.data(), bytes.size()) == 1 &&
-                              EVP_DigestFinal_ex(state_.get(), raw(out), nullptr) == 1;
-            return done ? out : sha256::hash(bytes);
-        }
-
-      private:
+   private:
 #if OPENSSL_VERSION_NUMBER >= 0x3000'0000L
-        struct free_algorithm {
-            void operator()(EVP_MD* algorithm) const noexcept { EVP_MD_free(algorithm); }
-        };
-        using algorithm_pointer = std::unique_ptr<EVP_MD, free_algorithm>;
-        [[nodiscard]] static algorithm_pointer fetch() noexcept {
-            return algorithm_pointer(EVP_MD_fetch(nullptr, "SHA256", nullptr));
-        }
+    struct free_algorithm {
+      void operator()(EVP_MD* algorithm) const noexcept { EVP_MD_free(algorithm); }
+    };
+    using algorithm_pointer = std::unique_ptr<EVP_MD, free_algorithm>;
+    [[nodiscard]] static algorithm_pointer fetch() noexcept {
+      return algorithm_pointer(EVP_MD_fetch(nullptr, "SHA256", nullptr));
+    }
 #else
-        struct free_algorithm {
-            void operator()(const EVP_MD*) const noexcept {}
-        };
-        using algorithm_pointer = std::unique_ptr<const EVP_MD, free_algorithm>;
-        [[nodiscard]] static algorithm_pointer fetch() noexcept { return algorithm_pointer(EVP_sha256()); }
+    struct free_algorithm {
+      void operator()(const EVP_MD*) const noexcept {}
+    };
+    using algorithm_pointer = std::unique_ptr<const EVP_MD, free_algorithm>;
+    [[nodiscard]] static algorithm_pointer fetch() noexcept { return algorithm_pointer(EVP_sha256()); }
 #endif
-        struct free_state {
-            void operator()(EVP_MD_CTX* state) const noexcept { EVP_MD_CTX_free(state); }
-        };
-
-        algorithm_pointer algorithm_;
-        std::unique_ptr<EVP_MD_CTX, free_state> state_;
+    struct free_state {
+      void operator()(EVP_MD_CTX* state) const noexcept { EVP_MD_CTX_free(state); }
     };
 
-  private:
-    [[nodiscard]] static unsigned char* raw(digest_type& out) noexcept {
-        return reinterpret_cast<unsigned char*>(out.bytes.data());
-    }
+    algorithm_pointer algorithm_;
+    std::unique_ptr<EVP_MD_CTX, free_state> state_;
+  };
+
+ private:
+  [[nodiscard]] static unsigned char* raw(digest_type& out) noexcept {
+    return reinterpret_cast<unsigned char*>(out.bytes.data());
+  }
 };
 
 static_assert(hasher<sha256>);

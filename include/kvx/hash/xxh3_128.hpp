@@ -26,18 +26,18 @@ namespace kvx {
 /// Cost    about 7 ns for 96 bytes, 17 GB/s for long inputs in cache (SSE2)
 /// Source  xxhash.h, XXH3_128bits and XXH128_canonicalFromHash
 struct xxh3_128 {
-    using digest_type = digest<16>;
-    static constexpr std::uint32_t id = 1;
-    static constexpr bool collision_resistant = false;
+  using digest_type = digest<16>;
+  static constexpr std::uint32_t id = 1;
+  static constexpr bool collision_resistant = false;
 
-    [[nodiscard]] static digest_type hash(std::span<const std::byte> bytes) noexcept {
-        XXH128_canonical_t canonical;
-        XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
-        digest_type out;
-        static_assert(sizeof canonical.digest == digest_type::size());
-        std::memcpy(out.bytes.data(), canonical.digest, digest_type::size());
-        return out;
-    }
+  [[nodiscard]] static digest_type hash(std::span<const std::byte> bytes) noexcept {
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
+    digest_type out;
+    static_assert(sizeof canonical.digest == digest_type::size());
+    std::memcpy(out.bytes.data(), canonical.digest, digest_type::size());
+    return out;
+  }
 };
 
 static_assert(hasher<xxh3_128>);
