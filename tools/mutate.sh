@@ -6,14 +6,17 @@ usage() {
   cat <<'USAGE'
 Plants each bug of tests/mutations/*.patch in a copy of include/ and requires that the test it names turns red.
 
-usage: tools/mutate.sh [--build-dir D] [--jobs N] [--only REGEX] [NAME.patch...]
+usage: tools/mutate.sh [--build-dir D] [--jobs N] [--only REGEX] [--ci] [NAME.patch...]
   --build-dir D   where the copies are built (default build/mutations)
   --jobs N        patches tried at a time (default: the processors)
   --only REGEX    only patches whose file name matches
+  --ci            only patches with the line '# ci: yes', one or two for each promise
 
 A patch file is a unified diff against the tree (a/include/kvx/..., -p1) below two comment lines:
   # test: <regex of ctest names>
   # why: <what the bug would do to a user>
+and, for those that CI plants each time, a third:
+  # ci: yes
 Outcomes: caught; SURVIVED (the tests stay green); STALE (does not apply); BROKEN (does not compile, names no test, or
 names a test that is red without the bug).
 USAGE
@@ -23,12 +26,14 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 build="$root/build/mutations"
 jobs=$(nproc)
 only=
+ci=no
 patches=()
 while [ $# -gt 0 ]; do
   case $1 in
     --build-dir) build=$2; shift 2 ;;
     --jobs) jobs=$2; shift 2 ;;
     --only) only=$2; shift 2 ;;
+    --ci) ci=yes; shift ;;
     -h|--help) usage; exit 0 ;;
     -*) echo "mutate.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
     *) patches+=("$(realpath "$1")"); shift ;;
@@ -40,6 +45,7 @@ build=$(cd "$build" && pwd)
 if [ ${#patches[@]} -eq 0 ]; then
   for file in "$root"/tests/mutations/*.patch; do
     [ -e "$file" ] || continue
+    if [ "$ci" = yes ] && ! grep -qx '# ci: yes' "$file"; then continue; fi
     [[ -z $only || $(basename "$file") =~ $only ]] && patches+=("$file")
   done
 fi

@@ -4,8 +4,8 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Builds and runs every test of kvx: lint, clang++ -O0, AddressSanitizer with UBSan, ThreadSanitizer, planted bugs, and last
-the main run, g++ release, whose ctest summary ends the output. Stops at the first part that fails.
+Builds and runs every test of kvx: lint, clang++ -O0, AddressSanitizer with UBSan, ThreadSanitizer, one or two planted bugs
+for each promise (tools/prove.sh plants them all), and last the main run, g++ release, whose ctest summary ends the output. Stops at the first part that fails.
 
 usage: tools/test.sh [--quick] [--preset P] [--jobs N] [--data DIR] [--no-install]
   --quick        the main run alone
@@ -72,6 +72,6 @@ if [ "$quick" = no ]; then
     run "$preset"
   done
   part "planted bugs"
-  tools/mutate.sh --jobs "$jobs"
+  tools/mutate.sh --ci --jobs "$jobs"
 fi
 run gcc

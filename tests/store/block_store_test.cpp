@@ -441,6 +441,7 @@ TEST_CASE("predecessors are reclaimed before other models, the oldest first") {
 TEST_CASE("a writer taken for dead notices, says what it lost, and starts anew") {
   const kvx_test::scratch scratch;
   const auto options = small_store::options(scratch / "root", 3);
+  std::vector<int> closed;  // told of the last ones by the store's end
   const auto sleeper = open_store(options);
   REQUIRE(sleeper->grow().ok());
   REQUIRE(sleeper->grow().ok());
@@ -466,7 +467,6 @@ TEST_CASE("a writer taken for dead notices, says what it lost, and starts anew")
   CHECK(fill(*taker, 500) == 5);
 
   // It wakes: the write that was on its way goes to a file that nobody else can open any more.
-  std::vector<int> closed;
   sleeper->on_files([&](int file, bool open) {
     if (!open) closed.push_back(file);
   });
@@ -745,8 +745,7 @@ TEST_CASE("files are announced when they open and when they close") {
     const auto first = open_store(options);
     REQUIRE(first->grow().ok());
   }
-  const auto store = open_store(options);
-  std::set<int> open;
+  std::set<int> open;  // told of the last ones by the store's end
   const auto note = [&](int file, bool opened) {
     if (opened) {
       CHECK(open.insert(file).second);
@@ -754,6 +753,7 @@ TEST_CASE("files are announced when they open and when they close") {
       CHECK(open.erase(file) == 1);
     }
   };
+  const auto store = open_store(options);
   store->on_files(note);
   CHECK(open.empty());
   kvx_test::recover(*store);
