@@ -61,7 +61,7 @@ class matcher {
 
  private:
   // Enough keys at a time to overlap their cache misses.
-  static constexpr std::size_t window = 32;
+  static constexpr std::size_t window = 128;
 
   /// What every group's blocks so far say about where a resume is possible.
   struct scan {
