@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/detail/cache_core.hpp>
+#include <kvx/detail/leak.hpp>
 #include <kvx/hash/key_chain.hpp>
 #include <kvx/options.hpp>
 #include <kvx/plan.hpp>
@@ -55,7 +56,7 @@ class cache {
   ~cache() {
     if (!core_) return;
     if (core_->shut_down()) return;
-    new std::shared_ptr<core>(std::move(core_));  // deliberately never freed
+    detail::leak_deliberately(std::make_unique<std::shared_ptr<core>>(std::move(core_)));
   }
   cache(cache&&) noexcept = default;
   cache(const cache&) = delete;

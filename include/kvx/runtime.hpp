@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/concepts/io.hpp>
+#include <kvx/detail/leak.hpp>
 #include <kvx/result.hpp>
 #include <kvx/tier/arena.hpp>
 
@@ -39,8 +40,8 @@ class runtime {
   /// Leaks arena and backend when requests never completed: the kernel may still write.
   ~runtime() {
     if (io_->stop(drain_deadline_)) return;
-    static_cast<void>(arena_.release());
-    static_cast<void>(io_.release());
+    detail::leak_deliberately(std::move(arena_));
+    detail::leak_deliberately(std::move(io_));
   }
   runtime(const runtime&) = delete;
   runtime& operator=(const runtime&) = delete;

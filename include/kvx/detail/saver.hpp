@@ -48,19 +48,13 @@ class saver {
                                           clock::time_point now) {
     group_type& g = *state_.groups[group];
     const digest_type key = from_block_key<digest_type>(from.key(block));
-    if (from.extra(block).size() > g.geometry.extra_capacity) {
+    std::vector<std::byte> extra = from.extra(block);
+    if (extra.size() > g.geometry.extra_capacity) {
       drop(*ticket, entry);
       return std::nullopt;
     }
     const std::span<const token_id> tokens = from.tokens(block);
-    const std::span<const std::byte> extra = from.extra(block);
-    copy made{entry,
-              group,
-              no_node,
-              no_slot,
-              from.parent(block),
-              {tokens.begin(), tokens.end()},
-              {extra.begin(), extra.end()}};
+    copy made{entry, group, no_node, no_slot, from.parent(block), {tokens.begin(), tokens.end()}, std::move(extra)};
     if (const node_id known = g.index.find(key);
         known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
       made.node = known;
