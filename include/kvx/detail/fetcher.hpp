@@ -207,10 +207,10 @@ class fetcher {
     return true;
   }
 
-  // Enough to keep the backend busy, little enough that a cancelled prefetch soon lets storage go. It starts small:
-  // where many reads share a slow link, the first would be as late as the last, and nobody could tell how slow it is.
+  // Enough to keep the backend busy, little enough that a cancelled prefetch soon lets storage go. It starts with what
+  // a fast drive needs to be busy, and grows as blocks arrive.
   [[nodiscard]] std::uint64_t window_bytes() const noexcept {
-    constexpr std::uint64_t first_window = 8U << 20U;
+    constexpr std::uint64_t first_window = 24U << 20U;
     return std::min({state_.io_window_bytes(), std::uint64_t{2} * state_.opts.io.in_flight_bytes,
                      first_window + bytes_since_idle_});
   }
