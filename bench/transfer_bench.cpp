@@ -7,11 +7,7 @@
 #include <kvx/transfer/host.hpp>
 #include <kvx/types.hpp>
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -22,23 +18,17 @@
 #include <string_view>
 #include <vector>
 
+#include "measure.hpp"
+
 namespace {
+
+using kvx_bench::interval;
+using kvx_bench::median;
+using kvx_bench::memory;
+using kvx_bench::mib;
 
 constexpr std::size_t layers = 8;
 constexpr std::size_t regions = 2;
-constexpr std::size_t mib = 1U << 20U;
-
-/// Touched anonymous memory, in huge pages where there are any, for the whole run.
-std::byte* memory(std::size_t bytes) {
-  void* const at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) {
-    std::fprintf(stderr, "transfer_bench: no memory for %zu MiB; give a smaller --mib\n", bytes / mib);
-    std::exit(1);
-  }
-  ::madvise(at, bytes, MADV_HUGEPAGE);
-  std::memset(at, 1, bytes);
-  return static_cast<std::byte*>(at);
-}
 
 /// Keys and values of each layer in allocations of their own, pages without gaps.
 class paged_layout {
@@ -72,24 +62,7 @@ class paged_layout {
 
 template <class Work>
 double seconds(Work work) {
-  const auto began = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-}
-
-struct interval {
-  double low;
-  double middle;
-  double high;
-};
-
-/// Median with a distribution-free 95 % interval.
-interval median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const auto n = static_cast<double>(values.size());
-  const double half = 0.98 * std::sqrt(n);
-  const auto at = [&](double rank) { return values[static_cast<std::size_t>(std::clamp(rank, 0.0, n - 1))]; };
-  return {at(std::floor(n / 2 - half)), at(std::floor(n / 2)), at(std::ceil(n / 2 + half))};
+  return kvx_bench::timed(work).seconds;
 }
 
 void measure(std::size_t fragment_bytes, std::size_t bytes, std::size_t rounds, unsigned threads, std::byte* engine,
@@ -183,8 +156,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: transfer_bench [--mib N>3] [--rounds N] [--threads N]\n");
     return 2;
   }
-  std::byte* const engine = memory(2 * bytes);
-  std::byte* const slots = memory(bytes);
+  std::byte* const engine = memory(2 * bytes).data();
+  std::byte* const slots = memory(bytes).data();
   std::printf("host_transfer, %u thread(s), %zu MiB per batch, %zu layers, GB/s (1e9), medians of %zu rounds\n\n",
               threads, bytes / mib, layers, rounds);
   std::printf("| | fragment KiB | one memcpy | loop of memcpy | kvx | kvx / one memcpy | kvx / loop |\n");

@@ -143,7 +143,6 @@ class block_index {
   [[nodiscard]] slot_index storage_slot(node_id n) const noexcept { return slot_in(nodes_[n].storage); }
   [[nodiscard]] bool memory_busy(node_id n) const noexcept { return busy_in(nodes_[n].memory); }
   [[nodiscard]] bool storage_busy(node_id n) const noexcept { return busy_in(nodes_[n].storage); }
-  [[nodiscard]] node_id parent(node_id n) const noexcept { return nodes_[n].parent; }
   [[nodiscard]] bool has_children_in_memory(node_id n) const noexcept { return nodes_[n].children[0] != 0; }
   [[nodiscard]] bool has_children_in_storage(node_id n) const noexcept { return nodes_[n].children[1] != 0; }
   [[nodiscard]] std::uint32_t lease(node_id n) const noexcept {

@@ -277,7 +277,7 @@ struct core_state {
       drop_memory(g, victim);
       metrics.memory.evicted.add();
     }
-    return g.memory.take(no_node);
+    return g.memory.take();
   }
 
   /// Takes a block that is not in use out of memory.

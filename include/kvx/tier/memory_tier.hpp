@@ -36,24 +36,19 @@ class memory_tier {
   /// Header and payload of a slot.
   [[nodiscard]] std::span<std::byte> bytes(slot_index slot) const noexcept { return {base_ + slot * stride_, stride_}; }
   [[nodiscard]] node_id node_of(slot_index slot) const noexcept { return slots_[slot].node; }
-  [[nodiscard]] bool busy(slot_index slot) const noexcept { return slots_[slot].busy; }
   [[nodiscard]] std::uint32_t pins(slot_index slot) const noexcept { return slots_[slot].pins; }
 
-  /// A free slot, made busy for a node; `no_slot` when there is none.
-  [[nodiscard]] slot_index take(node_id node) {
+  /// A free slot, for assign(); `no_slot` when there is none.
+  [[nodiscard]] slot_index take() {
     if (free_.empty()) return no_slot;
     const slot_index slot = free_.back();
     free_.pop_back();
-    slots_[slot] = {node, 0, true, false};
     return slot;
   }
   void assign(slot_index slot, node_id node) noexcept { slots_[slot].node = node; }
 
-  /// Ends busy: the slot holds a verified block and may be evicted from now on.
-  void publish(const eviction_entry& entry) {
-    slots_[entry.slot].busy = false;
-    evictable_.add(entry);
-  }
+  /// The slot holds a verified block and may be evicted from now on.
+  void publish(const eviction_entry& entry) { evictable_.add(entry); }
   /// An operation that brought blocks is finished.
   void settle() { evictable_.settle(); }
   /// Shape   slots: published, tail first
@@ -67,13 +62,10 @@ class memory_tier {
   }
 
   /// Evicts one slot for which `keep(slot)` is false and that has no pins, and returns it, still assigned to its
-  /// node and busy; release() or assign() it. `no_slot` when everything is in use.
+  /// node; release() it. `no_slot` when everything is in use.
   template <class Keep>
   [[nodiscard]] slot_index evict(Keep&& keep) {
-    const slot_index slot =
-        evictable_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
-    if (slot != no_slot) slots_[slot].busy = true;
-    return slot;
+    return evictable_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
   }
 
   /// Whether a slot's block still waits to be written to storage.
@@ -91,7 +83,6 @@ class memory_tier {
   struct slot_state {
     node_id node = no_node;
     std::uint32_t pins = 0;
-    bool busy = false;
     bool dirty = false;
   };
 
