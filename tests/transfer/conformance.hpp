@@ -14,6 +14,7 @@
 #pragma once
 
 #include <kvx/concepts/transfer.hpp>
+#include <kvx/detail/page_checksum.hpp>
 #include <kvx/types.hpp>
 
 #include <doctest/doctest.h>
@@ -207,6 +208,7 @@ class toy_slots {
   [[nodiscard]] std::byte* payload(std::size_t slot) const { return memory_ + guard_bytes + slot * stride(); }
   [[nodiscard]] std::byte* image(std::size_t slot) { return image_.data() + guard_bytes + slot * stride(); }
   [[nodiscard]] bool intact() const { return std::equal(image_.begin(), image_.end(), memory_); }
+  [[nodiscard]] std::size_t payload_bytes() const { return payload_bytes_; }
 
   std::vector<std::size_t> offsets;
 
@@ -316,6 +318,37 @@ TEST_CASE_TEMPLATE_DEFINE("transfer engine", Fixture, transfer_conformance) {
           CHECK(t.engine.intact());
           CHECK(t.slots.intact());
         }
+      }
+    }
+  }
+
+  if constexpr (kvx::digesting_transfer<transfer, toy_layout>) {
+    SUBCASE("a save says the checksums of the payload's pages, whatever its shape") {
+      std::vector<std::vector<toy_group>> shapes = geometries();
+      toy_group whole_pages;
+      whole_pages.fragment_bytes = 3 * kvx::page_bytes;
+      toy_group some_whole = whole_pages;
+      some_whole.growth = 1000;
+      shapes.push_back({whole_pages});
+      shapes.push_back({some_whole});
+      for (const auto& groups : shapes) {
+        CAPTURE(groups[0].fragment_bytes);
+        bench_top<Fixture> t{groups, 0, 2, 5};
+        const std::size_t pages = t.slots.payload_bytes() / kvx::page_bytes;
+        std::vector<std::uint64_t> checksums(2 * pages, 1);
+        auto blocks = t.copies(t.from);
+        for (std::size_t i = 0; i < blocks.size(); ++i)
+          blocks[i].page_checksums = std::span(checksums).subspan(i * pages, pages);
+        auto saved =
+            t.fixture.engine().save(t.engine.layout(), kvx::transfer_batch{0, t.slots.offsets, blocks}, t.stream);
+        REQUIRE(saved.ok());
+        saved->wait();
+        REQUIRE(saved->outcome().ok());
+        t.expect_saved(t.from);
+        CHECK(t.slots.intact());
+        for (std::size_t page = 0; page < checksums.size(); ++page)
+          CHECK(checksums[page] ==
+                kvx::detail::page_checksum(t.slots.payload(page / pages) + page % pages * kvx::page_bytes));
       }
     }
   }

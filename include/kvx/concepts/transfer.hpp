@@ -7,16 +7,20 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <span>
 
 namespace kvx {
 
 /// One block on its way between engine memory and a slot.
-/// Shape   pages: layout.pages_per_block(group) ids; payload: the slot's payload
+/// Shape   pages: layout.pages_per_block(group) ids; payload: the slot's payload, on a page boundary; page_checksums:
+/// empty, or one per page of the payload
 struct block_copy {
   std::byte* payload = nullptr;
   std::span<const block_id> pages{};
+  /// Filled by the saves of a `digesting_transfer`.
+  std::span<std::uint64_t> page_checksums{};
 };
 
 /// Blocks of one group to move together.
@@ -57,6 +61,13 @@ concept transfer_engine = kv_layout<Layout> && requires {
   noexcept->std::same_as<status>;
   op.wait();
 };
+
+/// A transfer engine that can say the checksums of what it saves, so that nobody has to read it again for them.
+///
+/// Where a block to save has room for them, `page_checksums` holds XXH3-64 (seed 0) of each page of the payload as it
+/// is then, padding included, once the operation is done() and its outcome ok. The room lives as long as that.
+template <class T, class Layout>
+concept digesting_transfer = transfer_engine<T, Layout> && T::digests_pages;
 
 namespace archetype {
 

@@ -230,7 +230,10 @@ struct cache_core final : ticket_owner {
           }
           auto copy = save.admit(ticket, entry, static_cast<std::uint16_t>(g), from, first + b, now);
           if (!copy) continue;
-          copies[g].push_back({state.groups[g]->payload(copy->slot), block_pages});
+          if constexpr (digesting_transfer<Transfer, Layout>)
+            if (state.groups[g]->storage)
+              copy->page_checksums.resize(state.groups[g]->geometry.payload_bytes / page_bytes);
+          copies[g].push_back({state.groups[g]->payload(copy->slot), block_pages, copy->page_checksums});
           job.copies.push_back(std::move(*copy));
         }
       }

@@ -32,6 +32,7 @@ class saver {
     block_key parent{};
     std::vector<token_id> tokens;
     std::vector<std::byte> extra;
+    std::vector<std::uint64_t> page_checksums{};  // where the transfer engine says them
   };
   /// A piece of a save whose copies are under way.
   struct job {
@@ -358,7 +359,7 @@ class saver {
     header.tokens = w->what.tokens;
     header.extra = w->what.extra;
     header.has_tokens = !w->what.tokens.empty();
-    store::encode_slot(g.memory.bytes(w->what.slot), g.geometry, g.identity, header);
+    store::encode_slot(g.memory.bytes(w->what.slot), g.geometry, g.identity, header, w->what.page_checksums);
     io_request request;
     request.op = io_op::write;
     request.priority = io_class::save;

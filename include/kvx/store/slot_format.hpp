@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/detail/bytes.hpp>
+#include <kvx/detail/page_checksum.hpp>
 #include <kvx/store/checksum.hpp>
 #include <kvx/store/slot_geometry.hpp>
 #include <kvx/types.hpp>
@@ -153,27 +154,22 @@ inline void put_shard(detail::le_writer& out, const kvx::shard& where) noexcept 
 // Long layers are folded in runs, so that no layer needs a buffer of its size.
 inline constexpr std::size_t pages_per_run = 128;
 
-// Prefetching the next page while this one is hashed hides the stall at the end of each hash.
-[[nodiscard]] inline std::uint64_t page_value(std::span<const std::byte> from_page) noexcept {
-  constexpr std::size_t cache_line_bytes = 64;
-  if (from_page.size() >= 2 * page_bytes) {
-    const std::byte* next = from_page.data() + page_bytes;
-    for (std::size_t at = 0; at < page_bytes; at += cache_line_bytes) __builtin_prefetch(next + at);
-  }
-  return checksum(from_page.first(page_bytes));
-}
-
-// `from` starts with the layer and may go on.
+// Shape   known: the checksums of the layer's pages, or none where they are not known; pages: the layer's first byte
 [[nodiscard]] inline std::uint64_t layer_digest(const std::array<std::byte, 16>& bound, std::size_t layer,
-                                                std::size_t layer_bytes, std::span<const std::byte> from) noexcept {
+                                                std::size_t layer_bytes, const std::byte* pages,
+                                                std::span<const std::uint64_t> known = {}) noexcept {
+  std::array<std::uint64_t, pages_per_run> found;
   std::array<std::byte, 40 + 8 * pages_per_run> run;
-  const std::size_t pages = layer_bytes / page_bytes;
+  const std::size_t count = layer_bytes / page_bytes;
   std::uint64_t folded = 0;
-  for (std::size_t first = 0; first < pages; first += pages_per_run) {
-    const std::size_t end = std::min(first + pages_per_run, pages);
+  for (std::size_t first = 0; first < count; first += pages_per_run) {
+    const std::size_t in_run = std::min(pages_per_run, count - first);
+    if (known.empty()) detail::page_checksums(pages + first * page_bytes, std::span(found).first(in_run));
+    const std::span<const std::uint64_t> values =
+        known.empty() ? std::span<const std::uint64_t>(found).first(in_run) : known.subspan(first, in_run);
     detail::le_writer out(run);
     out.put(bound).put<std::uint64_t>(layer).put<std::uint64_t>(first).put(folded);
-    for (std::size_t page = first; page < end; ++page) out.put(page_value(from.subspan(page * page_bytes)));
+    for (const std::uint64_t value : values) out.put(value);
     folded = checksum(std::span(run).first(out.offset()));
   }
   return folded;
@@ -191,15 +187,17 @@ inline constexpr std::size_t pages_per_run = 128;
 ///
 /// Every byte of the header is written, padding as zeros. The padding of the layers is the caller's: whatever
 /// it holds goes to storage and is proved like the rest.
-/// Shape   slot: geometry.stride bytes; block: what block_header says
+/// Shape   slot: geometry.stride bytes; block: what block_header says; page_checksums: of every page of the payload, or
+/// none where they are not known
 /// Thread  any, concurrently on different slots
-/// Cost    one XXH3 pass over the payload
+/// Cost    one XXH3 pass over the payload where page_checksums are not given
 inline void encode_slot(std::span<std::byte> slot, const slot_geometry& geometry, const slot_identity& identity,
-                        const block_header& block) noexcept {
+                        const block_header& block, std::span<const std::uint64_t> page_checksums = {}) noexcept {
   using namespace slot_impl;
   assert(slot.size() == geometry.stride);
   assert(block.has_tokens ? block.tokens.size() <= geometry.token_capacity : block.tokens.empty());
   assert(block.extra.size() <= geometry.extra_capacity);
+  assert(page_checksums.empty() || page_checksums.size() == geometry.payload_bytes / page_bytes);
   const auto header = slot.first(geometry.header_bytes);
   detail::le_writer out(header);
   out.put(magic).put(slot_format_version).put(static_cast<std::uint32_t>(geometry.header_bytes));
@@ -217,8 +215,11 @@ inline void encode_slot(std::span<std::byte> slot, const slot_geometry& geometry
   out.pad_to(geometry.extra_offset()).put(block.extra).pad_to(geometry.digests_offset());
   const auto bound = binding(header);
   for (std::size_t layer = 0; layer < geometry.layer_bytes.size(); ++layer) {
-    const auto at = geometry.header_bytes + geometry.layer_offsets[layer];
-    out.put(layer_digest(bound, layer, geometry.layer_bytes[layer], slot.subspan(at)));
+    const std::size_t at = geometry.layer_offsets[layer];
+    const std::size_t bytes = geometry.layer_bytes[layer];
+    const auto known =
+        page_checksums.empty() ? page_checksums : page_checksums.subspan(at / page_bytes, bytes / page_bytes);
+    out.put(layer_digest(bound, layer, bytes, slot.data() + geometry.header_bytes + at, known));
   }
   out.pad_to(geometry.header_bytes - slot_geometry::header_trailer_bytes);
   out.put(checksum(header.first(out.offset())));
@@ -318,7 +319,7 @@ inline slot_verdict verify_slot(std::span<const std::byte> slot, const slot_geom
     const auto at = geometry.header_bytes + geometry.layer_offsets[layer];
     const auto digest = detail::load_le<std::uint64_t>(header.data() + geometry.digests_offset() +
                                                        layer * slot_geometry::layer_digest_bytes);
-    if (layer_digest(bound, layer, geometry.layer_bytes[layer], slot.subspan(at)) != digest) {
+    if (layer_digest(bound, layer, geometry.layer_bytes[layer], slot.data() + at) != digest) {
       return slot_verdict::payload_damaged;
     }
   }

@@ -4,12 +4,14 @@
 #include <kvx/concepts/layout.hpp>
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/check_batch.hpp>
+#include <kvx/detail/page_checksum.hpp>
 #include <kvx/result.hpp>
 #include <kvx/types.hpp>
 
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -28,13 +30,15 @@ struct host_stream {
 
 /// Moves blocks between slots and engine memory that the CPU addresses.
 ///
-/// Everything is copied before load or save returns, so the operation is always done and never fails.
+/// Everything is copied before load or save returns, so the operation is always done and never fails. Saves can say
+/// the checksums of what they copy.
 /// Thread  load, save: any, concurrently; the engine itself must outlive the calls
 /// Errors  bad_argument: the batch contradicts the layout, nothing was written
 /// Cost    the copies; no allocation
 class host_transfer {
  public:
   using stream_type = host_stream;
+  static constexpr bool digests_pages = true;
 
   struct options {
     /// That copy one batch, the caller among them; 1 copies inline and starts no thread.
@@ -169,13 +173,21 @@ class host_transfer {
       const std::size_t layer = Load ? index % layers : index / batch.blocks.size();
       const block_copy& block = batch.blocks[Load ? index / layers : index % batch.blocks.size()];
       std::byte* const slot = block.payload + batch.layer_offsets[layer];
-      layout.for_each_fragment(batch.group, layer, block.pages, [slot](const fragment& piece) {
+      const auto checksums = Load ? std::span<std::uint64_t>{} : checksums_of(batch, block, layer);
+      std::size_t digested = 0;
+      layout.for_each_fragment(batch.group, layer, block.pages, [&](const fragment& piece) {
         if constexpr (Load) {
           std::memcpy(piece.data, slot + piece.offset, piece.bytes);
+        } else if (!checksums.empty() && piece.offset % page_bytes == 0 && piece.bytes % page_bytes == 0) {
+          const std::size_t pages = piece.bytes / page_bytes;
+          detail::copy_pages(piece.data, slot + piece.offset, checksums.subspan(piece.offset / page_bytes, pages));
+          digested += pages;
         } else {
           std::memcpy(slot + piece.offset, piece.data, piece.bytes);
         }
       });
+      // Pages that several fragments share, or that padding ends, are read once more while they are in the cache.
+      if (digested != checksums.size()) detail::page_checksums(slot, checksums);
     };
     const std::size_t count = batch.layer_offsets.size() * batch.blocks.size();
     if (helpers_ == nullptr || count < 2) {
@@ -190,9 +202,20 @@ class host_transfer {
     return operation{};
   }
 
+  // Room for the checksums of one layer; none where they are not wanted.
+  static std::span<std::uint64_t> checksums_of(const transfer_batch& batch, const block_copy& block,
+                                               std::size_t layer) noexcept {
+    if (block.page_checksums.empty()) return {};
+    const std::size_t first = batch.layer_offsets[layer] / page_bytes;
+    const bool last = layer + 1 == batch.layer_offsets.size();
+    const std::size_t end = last ? block.page_checksums.size() : batch.layer_offsets[layer + 1] / page_bytes;
+    return block.page_checksums.subspan(first, end - first);
+  }
+
   std::unique_ptr<helpers> helpers_;
 };
 
 static_assert(transfer_engine<host_transfer, archetype::layout>);
+static_assert(digesting_transfer<host_transfer, archetype::layout>);
 
 }  // namespace kvx
