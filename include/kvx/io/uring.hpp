@@ -7,6 +7,7 @@
 #endif
 
 #include <kvx/concepts/io.hpp>
+#include <kvx/detail/io_chunks.hpp>
 #include <kvx/detail/io_mailbox.hpp>
 #include <kvx/detail/io_piece.hpp>
 #include <kvx/detail/io_queue.hpp>
@@ -79,7 +80,9 @@ class io_uring_ring {
   void run(io_queue<io_uring_ring>& queue, Files& files, std::size_t share_bytes) {
     io_batch batch;
     batch.pieces.reserve(most_pieces);
-    const auto inside_one_buffer = [this](const std::byte* data, std::size_t bytes) { return shorten(data, bytes); };
+    const auto inside_one_buffer = [this](const std::byte* data, std::size_t bytes) {
+      return chunks_.shorten(data, bytes);
+    };
     for (;;) {
       mailbox_.obey();
       const std::size_t room = share_bytes > busy_bytes_ ? share_bytes - busy_bytes_ : 0;
@@ -116,12 +119,21 @@ class io_uring_ring {
     ::io_uring_queue_exit(&ring_);
   }
 
-  status register_buffers(const std::vector<iovec>& buffers) {
-    const int failed = ::io_uring_register_buffers(&ring_, buffers.data(), static_cast<unsigned>(buffers.size()));
-    if (failed != 0) return {errc::io_failed, -failed};
-    buffers_ = buffers;
+  /// Prepares for pinning the arena chunk by chunk.
+  /// Errors  io_failed: errno of io_uring_register
+  status open_buffers(std::span<std::byte> arena) {
+    const std::vector<iovec> empty(io_chunks::count_of(arena), iovec{nullptr, 0});
+    if (const int failed = ::io_uring_register_buffers(&ring_, empty.data(), static_cast<unsigned>(empty.size()));
+        failed != 0)
+      return {errc::io_failed, -failed};
+    // Whether it works at all is better known now than after the first chunk.
+    if (const status failure = set_buffer(0, arena.first(std::min(arena.size(), page_bytes))); !failure) return failure;
+    if (const status failure = set_buffer(0, {}); !failure) return failure;
+    chunks_.open(arena);
     return {};
   }
+  /// Bytes of the arena that this ring has pinned.
+  [[nodiscard]] std::size_t pinned_bytes() const noexcept { return chunks_.pinned_bytes(); }
   [[nodiscard]] bool set_file(std::size_t file_slot, int fd) noexcept {
     return has_file_table_ && ::io_uring_register_files_update(&ring_, static_cast<unsigned>(file_slot), &fd, 1) == 1;
   }
@@ -149,29 +161,22 @@ class io_uring_ring {
     return all;
   }
 
-  // The registered buffer that holds `data`, or buffers_.size().
-  [[nodiscard]] std::size_t buffer_of(const std::byte* data) const noexcept {
-    const auto holds = [data](const iovec& each) {
-      const auto* const begin = static_cast<const std::byte*>(each.iov_base);
-      return !std::less<>{}(data, begin) && std::less<>{}(data, begin + each.iov_len);
-    };
-    return static_cast<std::size_t>(std::find_if(buffers_.begin(), buffers_.end(), holds) - buffers_.begin());
-  }
-
-  // One request names one registered buffer.
-  [[nodiscard]] std::size_t shorten(const std::byte* data, std::size_t bytes) const noexcept {
-    const std::size_t index = buffer_of(data);
-    if (index == buffers_.size()) return bytes;
-    const auto* const end = static_cast<const std::byte*>(buffers_[index].iov_base) + buffers_[index].iov_len;
-    return std::min(bytes, static_cast<std::size_t>(end - data));
+  status set_buffer(std::size_t number, std::span<std::byte> memory) noexcept {
+    const iovec buffer{memory.empty() ? nullptr : memory.data(), memory.size()};
+    const __u64 no_tag = 0;
+    const int updated =
+        ::io_uring_register_buffers_update_tag(&ring_, static_cast<unsigned>(number), &buffer, &no_tag, 1);
+    if (updated == 1) return {};
+    return {errc::io_failed, updated < 0 ? -updated : EINVAL};
   }
 
   void start(const io_piece& piece, int file_slot) {
     const unsigned number = free_slots_.back();
     free_slots_.pop_back();
-    const std::size_t buffer = buffer_of(piece.data);
-    slots_[number] = {
-        .rest = piece, .buffer = buffer == buffers_.size() ? -1 : static_cast<int>(buffer), .file_slot = file_slot};
+    const int buffer = chunks_.use(piece.data, piece.bytes, [this](std::size_t chunk, std::span<std::byte> memory) {
+      return set_buffer(chunk, memory).ok();
+    });
+    slots_[number] = {.rest = piece, .buffer = buffer, .file_slot = file_slot};
     busy_bytes_ += piece.charged_bytes;
     prepare(number);
   }
@@ -234,7 +239,7 @@ class io_uring_ring {
   bool has_file_table_ = false;
   bool waking_ = false;
   std::uint64_t wake_count_ = 0;
-  std::vector<iovec> buffers_;
+  io_chunks chunks_;
   std::vector<slot> slots_;
   std::vector<unsigned> free_slots_;
   std::size_t busy_bytes_ = 0;
@@ -248,8 +253,10 @@ class io_uring_ring {
 /// Units   piece_bytes: 512 KiB to 1 MiB suit local drives
 /// Thread  submit, attach, detach: any, completions included; register_arena, stop: not from a completion
 /// Errors  constructor throws kvx::error: io_uring is not to be had here, with the remedy; requests: errno in their
-/// completion Cost    at most one system call per piece, about one per batch; register_arena pins the arena once per
-/// ring Source  io_uring_setup(2), io_uring_register(2), io_uring_enter(2)
+/// completion
+/// Cost    at most one system call per piece, about one per batch; a chunk of the arena is pinned once per ring, while
+/// requests use it
+/// Source  io_uring_setup(2), io_uring_register(2), io_uring_enter(2)
 class uring {
  public:
   static constexpr std::size_t default_piece_bytes = std::size_t{1} << 20U;
@@ -292,24 +299,17 @@ class uring {
 
   void submit(std::span<const io_request> requests) { queue_.submit(requests); }
 
-  /// Pins the arena in every ring, in buffers of at most 1 GiB. Once; after a failure requests go on without.
-  /// Errors  io_failed: ENOMEM: above the memlock limit; EBUSY: there is an arena already; closed: after stop()
+  /// Lets every ring pin the arena, chunk by chunk, as it comes into use. Once; after a failure requests go on without.
+  /// Errors  io_failed: ENOMEM: above the memlock limit; EBUSY: there is an arena already; closed: after stop(). Where
+  /// the limit is met later, what is pinned by then stays so
   status register_arena(std::span<std::byte> arena) {
-    constexpr std::size_t most_buffer_bytes = std::size_t{1} << 30U;  // the kernel's limit
-    std::vector<iovec> buffers;
-    for (std::span<std::byte> rest = arena; !rest.empty();) {
-      const std::size_t bytes = std::min(rest.size(), most_buffer_bytes);
-      buffers.push_back({rest.data(), bytes});
-      rest = rest.subspan(bytes);
-    }
-    if (buffers.empty()) return errc::bad_argument;
+    if (arena.empty()) return errc::bad_argument;
     for (detail::io_uring_ring& ring : rings_) {
       std::promise<status> answer;
       auto outcome = answer.get_future();
-      if (!ring.mailbox().post([&] { answer.set_value(ring.register_buffers(buffers)); })) return errc::closed;
+      if (!ring.mailbox().post([&] { answer.set_value(ring.open_buffers(arena)); })) return errc::closed;
       if (const status failure = outcome.get(); !failure) return failure;
     }
-    registered_bytes_.store(arena.size(), std::memory_order_relaxed);
     return {};
   }
 
@@ -318,9 +318,11 @@ class uring {
   [[nodiscard]] std::size_t in_flight_bytes() const noexcept { return queue_.in_flight_bytes(); }
   [[nodiscard]] std::string_view name() const noexcept { return "uring"; }
 
-  /// Bytes of the arena that the kernel has pinned; 0: every request pins its own pages.
+  /// Bytes of the arena that the rings have pinned, all rings together; requests elsewhere pin their own pages.
   [[nodiscard]] std::size_t registered_bytes() const noexcept {
-    return registered_bytes_.load(std::memory_order_relaxed);
+    std::size_t bytes = 0;
+    for (const detail::io_uring_ring& ring : rings_) bytes += ring.pinned_bytes();
+    return bytes;
   }
   /// IORING_SETUP_ flags that the kernel granted.
   [[nodiscard]] unsigned setup_flags() const noexcept { return setup_flags_; }
@@ -367,7 +369,6 @@ class uring {
   detail::io_queue<detail::io_uring_ring> queue_;
   detail::io_registered_files files_;
   std::vector<std::thread> threads_;
-  std::atomic<std::size_t> registered_bytes_{0};
   unsigned setup_flags_ = 0;
 };
 

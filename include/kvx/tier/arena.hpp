@@ -12,11 +12,8 @@
 #include <cstddef>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <span>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 namespace kvx {
@@ -24,14 +21,14 @@ namespace kvx {
 /// Page-aligned memory for slots: the buffers of I/O and of device copies at once.
 ///
 /// Anonymous, backed by 2 MiB pages where the kernel has them (a read costs five times less CPU than with
-/// 4 KiB pages), and touched before use so that no page fault meets a request.
-/// Thread  carve: any; construction touches with `threads` threads
+/// 4 KiB pages). The kernel gives a page when it is first used: a short process pays for what it uses, and opening
+/// does not wait for it. What has to be pinned is touched by whoever pins it.
+/// Thread  carve: any
 /// Errors  the constructor throws `no_space` with the size asked for
-/// Cost    about 0.1 s per GiB, once
+/// Cost    microseconds; about 0.1 s per GiB at first use
 class arena {
  public:
-  explicit arena(std::size_t bytes, unsigned threads = std::max(1U, std::thread::hardware_concurrency()))
-      : size_(round_up(bytes, huge_page_bytes)) {
+  explicit arena(std::size_t bytes) : size_(round_up(bytes, huge_page_bytes)) {
     // Mapped one huge page too long, so that the part used can start on a huge page.
     mapped_ = size_ + huge_page_bytes;
     void* at = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -43,7 +40,6 @@ class arena {
     ::madvise(base_, size_, MADV_HUGEPAGE);
     // Forked children share pages copy-on-write, which would pull them from under a device or the kernel.
     ::madvise(base_, size_, MADV_DONTFORK);
-    touch(threads);
   }
   ~arena() {
     if (mapping_ != nullptr) ::munmap(mapping_, mapped_);
@@ -79,27 +75,6 @@ class arena {
 
  private:
   static constexpr std::size_t huge_page_bytes = 2U << 20U;
-
-  void touch(unsigned threads) {
-    const std::size_t pages = size_ / huge_page_bytes;
-    const std::size_t workers = std::min<std::size_t>(std::max(1U, threads), std::max<std::size_t>(1, pages / 16));
-    const auto part = [this, pages, workers](std::size_t worker) {
-      std::byte* const end = base_ + pages * (worker + 1) / workers * huge_page_bytes;
-      for (std::byte* at = base_ + pages * worker / workers * huge_page_bytes; at < end; at += page_bytes)
-        *const_cast<volatile std::byte*>(at) = std::byte{0};
-    };
-    std::vector<std::thread> running;
-    running.reserve(workers);
-    std::size_t next = 1;
-    try {
-      for (; next < workers; ++next) running.emplace_back(part, next);
-    } catch (const std::system_error&) {
-      // A process at its limit of threads touches the rest itself.
-    }
-    part(0);
-    for (; next < workers; ++next) part(next);
-    for (std::thread& t : running) t.join();
-  }
 
   std::size_t size_;
   std::size_t mapped_ = 0;
