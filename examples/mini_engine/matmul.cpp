@@ -11,36 +11,38 @@ namespace {
 // A panel slice of this many columns stays in the first-level cache while the rows of x pass by.
 constexpr std::size_t slice = 256;
 
-// Rows whose accumulators, a panel wide, fit the vector registers.
+// A tile is two vectors wide, and as many rows high as leave its sums in the registers.
+constexpr std::size_t vectors = 2;
+constexpr std::size_t tile_columns = vectors * simd::lanes;
+static_assert(simd::panel % tile_columns == 0);
 #if defined(__AVX512F__)
 constexpr std::size_t tile_rows = 12;
 #else
-constexpr std::size_t tile_rows = 3;
+constexpr std::size_t tile_rows = 6;
 #endif
 
 template <std::size_t Rows>
 void multiply_tile(const float* x, std::size_t x_stride, std::size_t k, const float* w, float* y, std::size_t y_stride,
                    bool accumulate) {
     using simd::at, simd::lanes;
-    simd::vec left[Rows], right[Rows];
+    simd::vec sums[Rows][vectors];
 #pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-        left[r] = accumulate ? at(y + r * y_stride) : simd::vec{};
-        right[r] = accumulate ? at(y + r * y_stride + lanes) : simd::vec{};
-    }
+    for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = accumulate ? at(y + r * y_stride + v * lanes) : simd::vec{};
     for (std::size_t i = 0; i < k; ++i, w += simd::panel) {
-        const simd::vec w_left = at(w), w_right = at(w + lanes);
+        simd::vec columns[vectors];
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < vectors; ++v) columns[v] = at(w + v * lanes);
 #pragma GCC unroll 16
-        for (std::size_t r = 0; r < Rows; ++r) {
-            left[r] += x[r * x_stride + i] * w_left;
-            right[r] += x[r * x_stride + i] * w_right;
-        }
+        for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+            for (std::size_t v = 0; v < vectors; ++v) sums[r][v] += x[r * x_stride + i] * columns[v];
     }
 #pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r) {
-        at(y + r * y_stride) = left[r];
-        at(y + r * y_stride + lanes) = right[r];
-    }
+    for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (std::size_t v = 0; v < vectors; ++v) at(y + r * y_stride + v * lanes) = sums[r][v];
 }
 
 using tile_function = decltype(&multiply_tile<1>);
@@ -59,9 +61,11 @@ void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float*
     for (std::size_t first = 0; first < k; first += slice) {
         const std::size_t columns = std::min(slice, k - first);
         for (std::size_t p = 0; p < panels; ++p) {
+            const float* const from = w + p * w_stride + first * simd::panel;
             for (std::size_t r = 0; r < m; r += tile_rows) {
-                tiles[std::min(tile_rows, m - r) - 1](x[r] + first, x.stride, columns, w + p * w_stride + first * simd::panel,
-                                                            y[r] + p * simd::panel, y.stride, accumulate || first > 0);
+                const tile_function tile = tiles[std::min(tile_rows, m - r) - 1];
+                for (std::size_t c = 0; c < simd::panel; c += tile_columns)
+                    tile(x[r] + first, x.stride, columns, from + c, y[r] + p * simd::panel + c, y.stride, accumulate || first > 0);
             }
         }
     }

@@ -6,15 +6,20 @@
 
 namespace mini_engine::simd {
 
-// Compiler vectors instead of intrinsics: one AVX-512 register, two of AVX2, four of NEON, whatever the compiler may use. Sources
-// that compute are compiled for this machine's instructions; the width is the same in all, because data is packed by it.
-inline constexpr std::size_t lanes = 16;
+// Compiler vectors instead of intrinsics, as wide as one register: g++ breaks wider ones up into scalars. Sources that compute are
+// compiled for this machine's instructions; data is packed by panels, which are the same in all sources.
+#if defined(__AVX512F__)
+constexpr std::size_t lanes = 16;
+#else
+constexpr std::size_t lanes = 8;
+#endif
 
 typedef float vec __attribute__((vector_size(lanes * sizeof(float)), aligned(alignof(float)), may_alias));
 typedef std::int32_t ivec __attribute__((vector_size(lanes * sizeof(float)), aligned(alignof(float)), may_alias));
 
 /// Numbers of a row are rounded up to a whole number of these; the padding is zero and stays zero.
-inline constexpr std::size_t panel = 2 * lanes;
+inline constexpr std::size_t panel = 32;
+static_assert(panel % lanes == 0);
 
 constexpr std::size_t padded(std::size_t n) { return (n + panel - 1) / panel * panel; }
 
@@ -33,16 +38,21 @@ constexpr std::size_t padded(std::size_t n) { return (n + panel - 1) / panel * p
     return m;
 }
 
-/// Transposes 16 x 16 numbers: four perfect shuffles of the rows.
+/// Transposes lanes x lanes numbers: perfect shuffles of the rows, one for each bit of a row's number.
 [[gnu::always_inline]] inline void transpose(vec (&rows)[lanes]) {
 #pragma GCC unroll 4
-    for (int round = 0; round < 4; ++round) {
+    for (std::size_t round = 1; round < lanes; round *= 2) {
         vec shuffled[lanes];
 #pragma GCC unroll 8
         for (std::size_t i = 0; i < lanes / 2; ++i) {
             const vec &a = rows[i], &b = rows[i + lanes / 2];
+#if defined(__AVX512F__)
             shuffled[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
             shuffled[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#else
+            shuffled[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            shuffled[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#endif
         }
 #pragma GCC unroll 16
         for (std::size_t i = 0; i < lanes; ++i) rows[i] = shuffled[i];
