@@ -30,6 +30,12 @@ kvx_component(NAME openssl
     INCLUDE "openssl/.*"
     HINT "libssl-dev (Debian, Ubuntu) or openssl-devel (Fedora)")
 
+kvx_component(NAME cuda
+    PACKAGE CUDAToolkit 12.8
+    LINK CUDA::cudart
+    INCLUDE "cuda_runtime(_api)?\\.h"
+    HINT "the runtime of the CUDA Toolkit, 12.8 or newer: cuda-cudart-dev of NVIDIA's repository (no driver and no nvcc)")
+
 # Finds the component's package and defines kvx::<name>; sets kvx_<name>_FOUND. Extra arguments go to find_package.
 macro(kvx_find_component name)
     find_package(${kvx_${name}_package} QUIET ${ARGN})

@@ -15,7 +15,7 @@ KINDS = {
     "transfer": "transfer_engine",
 }
 # Headers there that are no policy.
-NOT_POLICIES = {"hash/key_chain.hpp"}
+NOT_POLICIES = {"hash/key_chain.hpp", "transfer/cuda_kernels.cuh"}
 # Policies that exist for tests: nobody runs them for speed.
 NO_BENCH = {"io/memory.hpp", "io/fault.hpp", "transfer/deferred.hpp"}
 

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/transfer.hpp>
+#include <kvx/detail/copy_plan.hpp>
+#include <kvx/result.hpp>
+#include <kvx/transfer/cuda/costs.hpp>
+#include <kvx/transfer/cuda/device.hpp>
+#include <kvx/transfer/cuda/kernels.hpp>
+#include <kvx/transfer/cuda/lane.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace kvx {
+
+struct cuda_transfer_options {
+  int device = 0;
+  /// From `cuda_kernel_table()`; without kernels only the copy engine is used.
+  cuda_kernels kernels{};
+  /// Instead of a calibration; give both, or what the other has is measured.
+  std::optional<cuda_costs> load_costs{};
+  std::optional<cuda_costs> save_costs{};
+  /// Instead of a choice per call. `strided` where it is not possible becomes `batched`; the others need kernels.
+  std::optional<cuda_technique> technique{};
+  /// Largest copy that the engine's own copies may have to wait for.
+  std::size_t piece_bytes = 8U << 20U;
+  /// Device memory for `staged`, per direction, taken where there are kernels. A kernel of the engine that runs
+  /// longer than this takes over the link stalls the copies.
+  std::size_t staging_bytes = 64U << 20U;
+  std::size_t staging_pieces = 8;
+  /// Streams that take the pieces of one direction in turn.
+  unsigned copy_streams = 2;
+  /// Largest call that may be `direct`, and that counts as urgent behind a longer load.
+  std::size_t direct_bytes = 8U << 20U;
+};
+
+struct cuda_probe {
+  bool usable = false;
+  std::string text;  ///< the device's name, or why there is none
+};
+
+namespace cuda {
+
+/// Whether a device can be used; starts nothing on it.
+[[nodiscard]] inline cuda_probe probe(int device) {
+  const scope here;
+  const auto failed = [](cudaError_t code, const std::string& remedy) {
+    static_cast<void>(::cudaGetLastError());
+    return cuda_probe{
+        false, std::string("CUDA: ") + ::cudaGetErrorString(code) + " (" + ::cudaGetErrorName(code) + "); " + remedy};
+  };
+  int count = 0;
+  if (const cudaError_t e = ::cudaGetDeviceCount(&count); e != cudaSuccess) {
+    return failed(e, e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice
+                         ? "install NVIDIA's driver and make the device visible to this process, or use host_transfer"
+                         : "use host_transfer on this machine");
+  }
+  if (device < 0 || device >= count) {
+    return {false, "CUDA: there is no device " + std::to_string(device) + ", this process sees " +
+                       std::to_string(count) + "; check cuda_transfer::options::device"};
+  }
+  cudaDeviceProp properties{};
+  if (const cudaError_t e = ::cudaGetDeviceProperties(&properties, device); e != cudaSuccess) {
+    return failed(e, "the device does not answer");
+  }
+  if (properties.unifiedAddressing == 0) {
+    return {false, std::string("CUDA: ") + properties.name + " has no unified addresses, which copies rely on"};
+  }
+  return {true, properties.name};
+}
+
+/// What a `cuda_transfer` and its operations share; operations may outlive the engine.
+class core {
+ public:
+  explicit core(const cuda_transfer_options& with) : with_(checked(with)) {
+    const scope here(with_.device);
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      require(::cudaDeviceGetAttribute(&value, which, with.device), "device " + std::to_string(with.device));
+      return value;
+    };
+    // Rows of a matrix may not be further apart.
+    largest_pitch_ = static_cast<std::size_t>(attribute(cudaDevAttrMaxPitch));
+    if (attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) == 0) with_.direct_bytes = 0;
+    int lowest = 0;
+    int highest = 0;
+    require(::cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities of streams");
+    if (with.kernels.copy != nullptr) {
+      // A kernel that is loaded when first launched waits for whatever runs then.
+      for (const void* kernel : {with.kernels.copy, with.kernels.page_values, with.kernels.check_pages}) {
+        cudaFuncAttributes attributes{};
+        if (kernel != nullptr) require(::cudaFuncGetAttributes(&attributes, kernel), "a kernel of options::kernels");
+      }
+    }
+    lane_options lanes;
+    lanes.kernels = with.kernels;
+    lanes.piece_bytes = with.piece_bytes;
+    lanes.staging_bytes = with.staging_bytes;
+    lanes.staging_pieces = with.staging_pieces;
+    lanes.copy_streams = with.copy_streams;
+    loads_.emplace(true, highest, lanes);
+    saves_.emplace(false, lowest, lanes);
+    load_costs_ = with.load_costs.value_or(cuda_costs{});
+    save_costs_ = with.save_costs.value_or(cuda_costs{});
+  }
+  core(const core&) = delete;
+  core& operator=(const core&) = delete;
+
+  void close() noexcept {
+    const scope here(with_.device);
+    loads_->jobs.wait_all();
+    saves_->jobs.wait_all();
+    const std::lock_guard lock(arenas_mutex_);
+    for (const std::span<std::byte> each : arenas_) static_cast<void>(::cudaHostUnregister(each.data()));
+    arenas_.clear();
+    static_cast<void>(::cudaGetLastError());
+  }
+
+  [[nodiscard]] status register_arena(std::span<std::byte> arena) {
+    if (arena.empty()) return {};
+    if (registered(arena)) return {};
+    const scope here(with_.device);
+    const std::lock_guard lock(arenas_mutex_);
+    const cudaError_t e =
+        ::cudaHostRegister(arena.data(), arena.size(), cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (e != cudaSuccess) {
+      static_cast<void>(::cudaGetLastError());
+      return errc::device_failed;
+    }
+    arenas_.push_back(arena);
+    return {};
+  }
+  /// Shape   bytes: from each payload on
+  [[nodiscard]] bool registered(std::span<const block_copy> blocks, std::size_t bytes) const {
+    return std::all_of(blocks.begin(), blocks.end(),
+                       [&](const block_copy& block) { return registered(std::span(block.payload, bytes)); });
+  }
+
+  [[nodiscard]] int device() const noexcept { return with_.device; }
+  [[nodiscard]] lane& lane_of(bool load) noexcept { return load ? *loads_ : *saves_; }
+  [[nodiscard]] std::size_t largest_pitch() const noexcept { return largest_pitch_; }
+  [[nodiscard]] const cuda_costs& costs(bool load) const noexcept { return load ? load_costs_ : save_costs_; }
+  [[nodiscard]] cuda_technique last(bool load) const noexcept { return last_[load ? 0 : 1].load(); }
+
+  // Layers in allocations of their own may happen to lie at equal distances, which matrices cannot use.
+  [[nodiscard]] bool strides_refused(std::size_t group) const noexcept {
+    return (refused_.load(std::memory_order_relaxed) >> std::min<std::size_t>(group, 63) & 1U) != 0;
+  }
+  void refuse_strides(std::size_t group) noexcept {
+    refused_.fetch_or(std::uint64_t{1} << std::min<std::size_t>(group, 63), std::memory_order_relaxed);
+  }
+
+  /// Whether a load so small would wait long for those before it. The caller holds the loads' mutex.
+  [[nodiscard]] bool behind(std::size_t bytes) noexcept {
+    if (with_.kernels.copy == nullptr || bytes > with_.direct_bytes || with_.technique) return false;
+    return loads_->jobs.bytes_under_way() > 2 * with_.direct_bytes;
+  }
+
+  /// Shape   runs: of the first block, all layers
+  [[nodiscard]] cuda_technique choose(bool load, std::size_t group, std::span<const detail::copy_run> runs,
+                                      std::size_t layers, std::size_t blocks, bool behind) noexcept {
+    const bool kernels = with_.kernels.copy != nullptr;
+    cuda_technique how = cuda_technique::batched;
+    if (with_.technique) {
+      const bool needs = *with_.technique == cuda_technique::staged || *with_.technique == cuda_technique::direct;
+      if (!needs || kernels) how = *with_.technique;
+    } else if (behind) {
+      how = cuda_technique::direct;
+    } else {
+      how = cheapest(costs(load), workload(group, runs, layers, blocks), kernels, with_.direct_bytes);
+    }
+    last_[load ? 0 : 1].store(how);
+    return how;
+  }
+
+  /// Into how many groups of layers a load is cut.
+  [[nodiscard]] std::size_t groups(cuda_technique how, std::size_t layers, std::size_t block_bytes,
+                                   std::size_t blocks) const noexcept {
+    constexpr std::size_t most = 8;
+    constexpr std::size_t mib = 1U << 20U;
+    if (how == cuda_technique::direct) return 1;
+    if (how == cuda_technique::strided) return detail::layer_groups(layers, block_bytes, 2 * mib, most);
+    return detail::layer_groups(layers, block_bytes * blocks, 8 * mib, most);
+  }
+
+ private:
+  static cuda_transfer_options checked(const cuda_transfer_options& with) {
+    const auto refuse = [](const std::string& why) {
+      throw error(errc::bad_argument, "cuda_transfer::options::" + why);
+    };
+    if (with.piece_bytes < 4096) refuse("piece_bytes is below 4096; give a few MiB");
+    if (with.copy_streams == 0 || with.copy_streams > 8) refuse("copy_streams is not from 1 to 8");
+    if (with.kernels.copy != nullptr) {
+      if (with.staging_pieces < 2) refuse("staging_pieces is below 2, so that nothing would overlap");
+      if (with.staging_bytes / with.staging_pieces < 65536) refuse("staging_bytes gives less than 64 KiB per piece");
+    }
+    if (const cuda_probe found = probe(with.device); !found.usable) throw error(errc::device_failed, found.text);
+    return with;
+  }
+
+  [[nodiscard]] bool registered(std::span<const std::byte> bytes) const {
+    const std::lock_guard lock(arenas_mutex_);
+    return std::any_of(arenas_.begin(), arenas_.end(), [&](const std::span<std::byte> arena) {
+      return !std::less<>{}(bytes.data(), static_cast<const std::byte*>(arena.data())) &&
+             bytes.size() <= arena.size() &&
+             static_cast<std::size_t>(bytes.data() - arena.data()) <= arena.size() - bytes.size();
+    });
+  }
+
+  [[nodiscard]] cuda_workload workload(std::size_t group, std::span<const detail::copy_run> runs, std::size_t layers,
+                                       std::size_t blocks) const noexcept {
+    cuda_workload one;
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      one.bytes += runs[i].bytes;
+      one.ranges += i == 0 || runs[i - 1].slot + runs[i - 1].bytes != runs[i].slot ? 1U : 0U;
+    }
+    one.fragments = runs.size();
+    if (!strides_refused(group)) {
+      if (const auto view = detail::find_strides(runs, layers, largest_pitch_)) one.matrices = view->period;
+    }
+    return {one.bytes * blocks, one.fragments * blocks, one.matrices * blocks, one.ranges * blocks};
+  }
+
+  cuda_transfer_options with_;
+  std::size_t largest_pitch_ = 0;
+  std::optional<lane> loads_;
+  std::optional<lane> saves_;
+  cuda_costs load_costs_;
+  cuda_costs save_costs_;
+  std::atomic<cuda_technique> last_[2] = {cuda_technique::batched, cuda_technique::batched};
+  std::atomic<std::uint64_t> refused_{0};
+  mutable std::mutex arenas_mutex_;
+  std::vector<std::span<std::byte>> arenas_;
+};
+
+}  // namespace cuda
+}  // namespace kvx

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/result.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+namespace kvx::cuda {
+
+/// Lets the calling thread use the runtime whatever it, or another thread, captures into a graph; restores all.
+///
+/// Without it, one cudaEventQuery of kvx's thread would invalidate a capture in global mode.
+/// Shape   device: the device to make current, or none of them (-1), which leaves it alone
+class scope {
+ public:
+  explicit scope(int device = -1) noexcept {
+    static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode_));
+    if (device < 0) return;
+    if (::cudaGetDevice(&previous_) != cudaSuccess) previous_ = -1;
+    if (previous_ == device) {
+      previous_ = -1;
+      return;
+    }
+    static_cast<void>(::cudaSetDevice(device));
+  }
+  scope(const scope&) = delete;
+  scope& operator=(const scope&) = delete;
+  ~scope() {
+    if (previous_ >= 0) static_cast<void>(::cudaSetDevice(previous_));
+    static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode_));
+  }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  int previous_ = -1;
+};
+
+/// For constructors: turns an error of the runtime into an exception that says what was being done.
+inline void require(cudaError_t code, const std::string& what) {
+  if (code == cudaSuccess) return;
+  static_cast<void>(::cudaGetLastError());
+  throw error(errc::device_failed,
+              "CUDA: " + what + ": " + ::cudaGetErrorString(code) + " (" + ::cudaGetErrorName(code) + ")");
+}
+
+struct destroy_stream {
+  void operator()(cudaStream_t stream) const noexcept { static_cast<void>(::cudaStreamDestroy(stream)); }
+};
+struct destroy_event {
+  void operator()(cudaEvent_t event) const noexcept { static_cast<void>(::cudaEventDestroy(event)); }
+};
+struct free_device {
+  void operator()(void* at) const noexcept { static_cast<void>(::cudaFree(at)); }
+};
+struct free_pinned {
+  void operator()(void* at) const noexcept { static_cast<void>(::cudaFreeHost(at)); }
+};
+
+using stream_handle = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, destroy_stream>;
+using event_handle = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, destroy_event>;
+using device_memory = std::unique_ptr<void, free_device>;
+using pinned_memory = std::unique_ptr<void, free_pinned>;
+
+/// A stream that no legacy stream waits for.
+/// Errors  throws device_failed
+[[nodiscard]] inline stream_handle make_stream(int priority) {
+  cudaStream_t made = nullptr;
+  require(::cudaStreamCreateWithPriority(&made, cudaStreamNonBlocking, priority), "a stream");
+  return stream_handle(made);
+}
+
+/// Null where the runtime has no event to give.
+[[nodiscard]] inline event_handle make_event(unsigned flags = cudaEventDisableTiming) noexcept {
+  cudaEvent_t made = nullptr;
+  if (::cudaEventCreateWithFlags(&made, flags) != cudaSuccess) {
+    static_cast<void>(::cudaGetLastError());
+    made = nullptr;
+  }
+  return event_handle(made);
+}
+
+/// Errors  throws device_failed
+[[nodiscard]] inline device_memory make_device_memory(std::size_t bytes) {
+  void* made = nullptr;
+  require(::cudaMalloc(&made, bytes), std::to_string(bytes) + " bytes of device memory");
+  return device_memory(made);
+}
+
+/// Null where there is none. Kernels may read it at the same address.
+[[nodiscard]] inline pinned_memory make_pinned_memory(std::size_t bytes) noexcept {
+  void* made = nullptr;
+  if (::cudaHostAlloc(&made, bytes, cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
+    static_cast<void>(::cudaGetLastError());
+    made = nullptr;
+  }
+  return pinned_memory(made);
+}
+
+/// Whether a stream is being captured, or would be by what is submitted to it now.
+[[nodiscard]] inline bool capturing(cudaStream_t stream) noexcept {
+  cudaStreamCaptureStatus now = cudaStreamCaptureStatusNone;
+  if (::cudaStreamIsCapturing(stream, &now) != cudaSuccess) {
+    static_cast<void>(::cudaGetLastError());
+    return true;
+  }
+  return now != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace kvx::cuda
