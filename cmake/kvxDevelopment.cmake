@@ -4,8 +4,8 @@
 # Warnings stay out of kvx::kvx: a consumer chooses its own.
 add_library(kvx_warnings INTERFACE)
 target_compile_options(kvx_warnings INTERFACE
-    -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow
-    $<$<BOOL:${KVX_WARNINGS_AS_ERRORS}>:-Werror>)
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall$<SEMICOLON>-Wextra$<SEMICOLON>-Wconversion$<SEMICOLON>-Wsign-conversion$<SEMICOLON>-Wshadow>
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${KVX_WARNINGS_AS_ERRORS}>>:-Werror>)
 
 # kvx_direct_includes(<var> <file>): what the file's #include lines name, remembered per file.
 function(kvx_direct_includes out file)
@@ -90,4 +90,13 @@ function(kvx_add_program target source)
     target_link_libraries(${target} PRIVATE ${targets} kvx_warnings)
     target_include_directories(${target} PRIVATE ${ARGN})
     set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+endfunction()
+
+# kvx_add_device_code(<target> <source.cu>): an object library of kernels that programs link.
+function(kvx_add_device_code target source)
+    add_library(${target} OBJECT "${source}")
+    target_link_libraries(${target} PUBLIC kvx::cuda)
+    # By hand: CMake 3.25 does not know that nvcc 13 can.
+    target_compile_options(${target} PRIVATE -std=c++20)
+    set_target_properties(${target} PROPERTIES CUDA_STANDARD_REQUIRED OFF)
 endfunction()

@@ -84,9 +84,9 @@ struct strided_view {
 /// Pieces of less than `least_piece` bytes would cost more than the head start is worth.
 /// Shape   bytes: of one block for engines that copy block by block, of the whole batch for the others
 [[nodiscard]] constexpr std::size_t layer_groups(std::size_t layers, std::size_t bytes, std::size_t least_piece,
-                                                 std::size_t most_groups) noexcept {
-  const std::size_t by_size = least_piece == 0 ? most_groups : bytes / least_piece;
-  return std::max<std::size_t>(1, std::min({layers, by_size, most_groups}));
+                                                 std::size_t at_most) noexcept {
+  const std::size_t by_size = least_piece == 0 ? at_most : bytes / least_piece;
+  return std::max<std::size_t>(1, std::min({layers, by_size, at_most}));
 }
 
 }  // namespace kvx::detail

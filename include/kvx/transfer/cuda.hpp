@@ -105,7 +105,8 @@ class cuda_transfer {
     return submit<false>(layout, batch, stream);
   }
 
-  /// Pins the arena, until this engine dies.
+  /// Pins the arena, until this engine dies. One that is pinned already is taken as it is, and stays so as long as
+  /// whoever pinned it says.
   /// Errors  device_failed: the system or the device refused; copies would be slow and would block, so it is an error
   /// Cost    20 to 35 ms per GiB
   [[nodiscard]] status register_arena(std::span<std::byte> arena) { return core_->register_arena(arena); }
@@ -131,7 +132,7 @@ class cuda_transfer {
     }
     if (!core_->registered(batch.blocks, extent)) return errc::bad_argument;
     const cuda::scope here(core_->device());
-    if (cuda::capturing(stream)) return errc::bad_argument;
+    if (const status takes = cuda::takes_work(stream); !takes) return takes;
     cuda::lane& lane = core_->lane_of(Load);
     const std::lock_guard lock(lane.mutex);
     cuda::job& job = lane.jobs.take();

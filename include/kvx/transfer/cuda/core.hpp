@@ -4,6 +4,7 @@
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/copy_plan.hpp>
 #include <kvx/result.hpp>
+#include <kvx/transfer/cuda/calibration.hpp>
 #include <kvx/transfer/cuda/costs.hpp>
 #include <kvx/transfer/cuda/device.hpp>
 #include <kvx/transfer/cuda/kernels.hpp>
@@ -28,19 +29,20 @@ struct cuda_transfer_options {
   int device = 0;
   /// From `cuda_kernel_table()`; without kernels only the copy engine is used.
   cuda_kernels kernels{};
-  /// Instead of a calibration; give both, or what the other has is measured.
+  /// Instead of a calibration, which measures what is not given.
   std::optional<cuda_costs> load_costs{};
   std::optional<cuda_costs> save_costs{};
   /// Instead of a choice per call. `strided` where it is not possible becomes `batched`; the others need kernels.
   std::optional<cuda_technique> technique{};
-  /// Largest copy that the engine's own copies may have to wait for.
+  /// How much is copied before copies of the engine's own get their turn.
   std::size_t piece_bytes = 8U << 20U;
   /// Device memory for `staged`, per direction, taken where there are kernels. A kernel of the engine that runs
   /// longer than this takes over the link stalls the copies.
   std::size_t staging_bytes = 64U << 20U;
-  std::size_t staging_pieces = 8;
-  /// Streams that take the pieces of one direction in turn.
-  unsigned copy_streams = 2;
+  std::size_t staging_pieces = 4;
+  /// Groups of layers that a load is cut into at most, so that wait_layer lets the first be used while others arrive.
+  /// More than pay are never made; 1 is the fastest for the load alone.
+  std::size_t layer_groups = 8;
   /// Largest call that may be `direct`, and that counts as urgent behind a longer load.
   std::size_t direct_bytes = 8U << 20U;
 };
@@ -108,21 +110,32 @@ class core {
     lanes.piece_bytes = with.piece_bytes;
     lanes.staging_bytes = with.staging_bytes;
     lanes.staging_pieces = with.staging_pieces;
-    lanes.copy_streams = with.copy_streams;
     loads_.emplace(true, highest, lanes);
     saves_.emplace(false, lowest, lanes);
-    load_costs_ = with.load_costs.value_or(cuda_costs{});
-    save_costs_ = with.save_costs.value_or(cuda_costs{});
+    if (!with.load_costs || !with.save_costs) {
+      calibration measured(with.kernels.copy != nullptr);
+      load_costs_ = measured.costs(*loads_);
+      save_costs_ = measured.costs(*saves_);
+    }
+    if (with.load_costs) load_costs_ = *with.load_costs;
+    if (with.save_costs) save_costs_ = *with.save_costs;
   }
   core(const core&) = delete;
   core& operator=(const core&) = delete;
+  ~core() {
+    // What they give back may be given back while others capture.
+    const scope here(with_.device);
+    loads_.reset();
+    saves_.reset();
+  }
 
   void close() noexcept {
     const scope here(with_.device);
     loads_->jobs.wait_all();
     saves_->jobs.wait_all();
     const std::lock_guard lock(arenas_mutex_);
-    for (const std::span<std::byte> each : arenas_) static_cast<void>(::cudaHostUnregister(each.data()));
+    for (const std::span<std::byte> each : pinned_) static_cast<void>(::cudaHostUnregister(each.data()));
+    pinned_.clear();
     arenas_.clear();
     static_cast<void>(::cudaGetLastError());
   }
@@ -136,7 +149,10 @@ class core {
         ::cudaHostRegister(arena.data(), arena.size(), cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (e != cudaSuccess) {
       static_cast<void>(::cudaGetLastError());
-      return errc::device_failed;
+      const bool taken = e == cudaErrorHostMemoryAlreadyRegistered && pinned(arena.data()) && pinned(&arena.back());
+      if (!taken) return errc::device_failed;
+    } else {
+      pinned_.push_back(arena);
     }
     arenas_.push_back(arena);
     return {};
@@ -187,11 +203,13 @@ class core {
   /// Into how many groups of layers a load is cut.
   [[nodiscard]] std::size_t groups(cuda_technique how, std::size_t layers, std::size_t block_bytes,
                                    std::size_t blocks) const noexcept {
-    constexpr std::size_t most = 8;
-    constexpr std::size_t mib = 1U << 20U;
     if (how == cuda_technique::direct) return 1;
-    if (how == cuda_technique::strided) return detail::layer_groups(layers, block_bytes, 2 * mib, most);
-    return detail::layer_groups(layers, block_bytes * blocks, 8 * mib, most);
+    const std::size_t most = with_.layer_groups;
+    constexpr std::size_t mib = 1U << 20U;
+    if (how == cuda_technique::batched) return detail::layer_groups(layers, block_bytes * blocks, 16 * mib, most);
+    // These copy a block's part of a group at once. In two is worth a little speed; more must cost next to none.
+    return std::max(detail::layer_groups(layers, block_bytes, 5 * mib / 2, std::min<std::size_t>(2, most)),
+                    detail::layer_groups(layers, block_bytes, 5 * mib, most));
   }
 
  private:
@@ -199,8 +217,8 @@ class core {
     const auto refuse = [](const std::string& why) {
       throw error(errc::bad_argument, "cuda_transfer::options::" + why);
     };
+    if (with.layer_groups == 0) refuse("layer_groups is 0; give 1 for loads that arrive as a whole");
     if (with.piece_bytes < 4096) refuse("piece_bytes is below 4096; give a few MiB");
-    if (with.copy_streams == 0 || with.copy_streams > 8) refuse("copy_streams is not from 1 to 8");
     if (with.kernels.copy != nullptr) {
       if (with.staging_pieces < 2) refuse("staging_pieces is below 2, so that nothing would overlap");
       if (with.staging_bytes / with.staging_pieces < 65536) refuse("staging_bytes gives less than 64 KiB per piece");
@@ -216,6 +234,13 @@ class core {
              bytes.size() <= arena.size() &&
              static_cast<std::size_t>(bytes.data() - arena.data()) <= arena.size() - bytes.size();
     });
+  }
+
+  [[nodiscard]] static bool pinned(const std::byte* at) noexcept {
+    cudaPointerAttributes found{};
+    if (::cudaPointerGetAttributes(&found, at) == cudaSuccess) return found.type == cudaMemoryTypeHost;
+    static_cast<void>(::cudaGetLastError());
+    return false;
   }
 
   [[nodiscard]] cuda_workload workload(std::size_t group, std::span<const detail::copy_run> runs, std::size_t layers,
@@ -242,6 +267,7 @@ class core {
   std::atomic<std::uint64_t> refused_{0};
   mutable std::mutex arenas_mutex_;
   std::vector<std::span<std::byte>> arenas_;
+  std::vector<std::span<std::byte>> pinned_;  // those of them that are ours to unpin
 };
 
 }  // namespace cuda

@@ -92,23 +92,24 @@ using pinned_memory = std::unique_ptr<void, free_pinned>;
 }
 
 /// Null where there is none. Kernels may read it at the same address.
-[[nodiscard]] inline pinned_memory make_pinned_memory(std::size_t bytes) noexcept {
+/// Shape   flags: cudaHostAllocWriteCombined where the host only writes, which spares it fetching what a device read
+[[nodiscard]] inline pinned_memory make_pinned_memory(std::size_t bytes, unsigned flags = 0) noexcept {
   void* made = nullptr;
-  if (::cudaHostAlloc(&made, bytes, cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
+  if (::cudaHostAlloc(&made, bytes, cudaHostAllocPortable | cudaHostAllocMapped | flags) != cudaSuccess) {
     static_cast<void>(::cudaGetLastError());
     made = nullptr;
   }
   return pinned_memory(made);
 }
 
-/// Whether a stream is being captured, or would be by what is submitted to it now.
-[[nodiscard]] inline bool capturing(cudaStream_t stream) noexcept {
+/// Whether work may be submitted to a stream of somebody's: not while it is being captured, nor would be by that.
+/// Errors  bad_argument: it is; device_failed: the runtime does not say
+[[nodiscard]] inline status takes_work(cudaStream_t stream) noexcept {
   cudaStreamCaptureStatus now = cudaStreamCaptureStatusNone;
-  if (::cudaStreamIsCapturing(stream, &now) != cudaSuccess) {
-    static_cast<void>(::cudaGetLastError());
-    return true;
-  }
-  return now != cudaStreamCaptureStatusNone;
+  const cudaError_t e = ::cudaStreamIsCapturing(stream, &now);
+  if (e == cudaSuccess) return now == cudaStreamCaptureStatusNone ? status{} : status{errc::bad_argument};
+  static_cast<void>(::cudaGetLastError());
+  return e == cudaErrorStreamCaptureImplicit ? errc::bad_argument : errc::device_failed;
 }
 
 }  // namespace kvx::cuda

@@ -65,7 +65,7 @@ class job {
     for (const group& g : groups_) {
       if (layer < g.end_layer) {
         const scope any_thread;
-        if (capturing(stream)) return errc::bad_argument;
+        if (const status takes = takes_work(stream); !takes) return takes;
         for (std::size_t i = first; i < g.end_event; ++i) {
           if (::cudaStreamWaitEvent(stream, events_[i].get(), 0) != cudaSuccess) {
             static_cast<void>(::cudaGetLastError());
@@ -98,7 +98,7 @@ class job {
   /// Remembers the end of what was submitted to a stream so far.
   [[nodiscard]] cudaError_t mark(cudaStream_t stream) {
     if (used_ == events_.size()) {
-      event_handle made = make_event(cudaEventDisableTiming | cudaEventBlockingSync);
+      event_handle made = make_event();
       if (made == nullptr) return cudaErrorMemoryAllocation;
       events_.push_back(std::move(made));
     }
@@ -118,7 +118,7 @@ class job {
       cut = true;
     }
     if (chunk_ == chunks_.size()) {
-      pinned_memory made = make_pinned_memory(copies_per_chunk * sizeof(cuda_copy));
+      pinned_memory made = make_pinned_memory(copies_per_chunk * sizeof(cuda_copy), cudaHostAllocWriteCombined);
       if (made == nullptr) return nullptr;
       chunks_.push_back(std::move(made));
       cut = true;
