@@ -79,7 +79,7 @@ class cuda_transfer {
 
   cuda_transfer() : cuda_transfer(options{}) {}
   /// Errors  throws device_failed: no such device, or no memory or streams there; bad_argument: an option
-  /// Cost    a calibration of about a tenth of a second, unless `options::costs` is given
+  /// Cost    a calibration of less than a tenth of a second, unless `options::costs` is given
   explicit cuda_transfer(const options& with) : core_(std::make_shared<cuda::core>(with)) {}
   cuda_transfer(cuda_transfer&&) noexcept = default;
   cuda_transfer& operator=(cuda_transfer&& other) noexcept {
@@ -108,7 +108,7 @@ class cuda_transfer {
   /// Pins the arena, until this engine dies. One that is pinned already is taken as it is, and stays so as long as
   /// whoever pinned it says.
   /// Errors  device_failed: the system or the device refused; copies would be slow and would block, so it is an error
-  /// Cost    20 to 35 ms per GiB
+  /// Cost    20 to 75 ms per GiB
   [[nodiscard]] status register_arena(std::span<std::byte> arena) { return core_->register_arena(arena); }
 
   /// What the calibration found, or was told.
