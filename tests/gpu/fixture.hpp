@@ -75,6 +75,7 @@ class cuda_fixture {
     kvx::cuda_transfer_options with;
     with.kernels = kernels();
     with.load_costs = with.save_costs = kvx::cuda_costs{};
+    with.piece_bytes = 4096;  // so that copies of few bytes change streams
     with.staging_bytes = 1U << 20U;
     with.staging_pieces = 4;
     if constexpr (Technique >= 0) with.technique = static_cast<kvx::cuda_technique>(Technique);

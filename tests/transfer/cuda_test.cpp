@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // cuda_transfer over a runtime that has no device: every technique through the conformance suite, with work that runs
 // late and in any order that streams and events allow. tests/gpu/ runs the same on a device.
+#include <kvx/layout.hpp>
 #include <kvx/transfer/cuda.hpp>
+#include <kvx/transfer/cuda/layer_memory.hpp>
 
 #include "../gpu/fixture.hpp"
 #include "conformance.hpp"
@@ -34,7 +36,7 @@ namespace {
 template <int Technique, bool OneRange>
 class late_fixture : public kvx_gpu::cuda_fixture<Technique, OneRange> {
  public:
-  static constexpr std::uint64_t seeds = 12;
+  static constexpr std::uint64_t seeds = 5;
   explicit late_fixture(std::uint64_t seed)
       : kvx_gpu::cuda_fixture<Technique, OneRange>((fake_cuda::instance().reseed(seed), seed)) {}
 };
@@ -164,4 +166,65 @@ TEST_CASE("the calibration ends and finds figures that can be used") {
     CHECK(costs.strided_copy_us >= 0);
     CHECK(costs.small_entry_us > 0);
   }
+}
+
+TEST_CASE("a small load behind a long one takes the fast lane, and both arrive") {
+  toy_group group;
+  group.layers = 8;
+  group.fragment_bytes = 32'768;
+  group.page_count = 8;
+  bench_top<chosen> t{one_group(group), 0, 3, 2};
+  kvx::cuda_transfer_options with;
+  with.kernels = kvx_gpu::kernels();
+  with.load_costs = with.save_costs = kvx::cuda_costs{};
+  with.direct_bytes = group.layers * group.regions * group.fragment_bytes;
+  kvx::cuda_transfer engine(with);
+  const auto arena = static_cast<std::size_t>(t.slots.payload(2) - t.slots.payload(0)) + 16 * 32'768;
+  REQUIRE(engine.register_arena({t.slots.payload(0), arena}).ok());
+  const auto blocks = t.copies(t.to);
+  const auto other = t.fixture.new_stream();
+  fake_cuda::instance().core().hold();
+  const std::vector<kvx::block_copy> twice{blocks[0], blocks[1], blocks[0], blocks[1]};
+  auto before = engine.load(t.engine.layout(), {0, t.slots.offsets, twice}, t.stream);
+  REQUIRE(before.ok());
+  CHECK(engine.last_load() != cuda_technique::direct);
+  auto urgent = engine.load(t.engine.layout(), {0, t.slots.offsets, std::span(blocks).last(1)}, other);
+  REQUIRE(urgent.ok());
+  CHECK(engine.last_load() == cuda_technique::direct);
+  fake_cuda::instance().core().release();
+  before->wait();
+  urgent->wait();
+  t.expect_loaded(t.to);
+  CHECK(t.engine.intact());
+}
+
+TEST_CASE("the tensors of cuda_layer_memory can be copied as matrices") {
+  constexpr std::uint32_t layers = 6;
+  constexpr std::size_t pages = 8;
+  constexpr std::size_t half = std::size_t{16} * 2 * 32 * 2;
+  const kvx::cuda_layer_memory memory(2 * layers, pages * half + 1);
+  CHECK(memory.stride() % 512 == 0);
+  CHECK(memory.stride() > pages * half);
+  const auto keys = memory.every_second(0);
+  const auto values = memory.every_second(1);
+  REQUIRE(keys.size() == layers);
+  kvx::separate_kv tensors;
+  tensors.shape = {.block_tokens = 16, .page_tokens = 16, .layers = layers, .heads = 2, .head_dim = 32};
+  tensors.page_count = pages;
+  tensors.keys = keys;
+  tensors.values = values;
+  tensors.tensor_bytes = pages * half;
+  const kvx::layout layout(16, {tensors});
+  std::vector<std::size_t> offsets;
+  for (std::size_t l = 0; l < layers; ++l) offsets.push_back(l * layout.layer_bytes(0, l));
+  const kvx::block_id page = 5;
+  const kvx::block_copy block{memory.tensor(0), {&page, 1}};
+  std::vector<kvx::detail::copy_run> runs;
+  kvx::detail::append_runs(layout, {0, offsets, {&block, 1}}, block, 0, layers, runs);
+  const auto view = kvx::detail::find_strides(runs, layers, 0x7FFF'FFFF);
+  REQUIRE(view);
+  CHECK(view->period == 1);
+  CHECK(view->rows == 2 * layers);
+  CHECK_THROWS_AS(kvx::cuda_layer_memory(2, std::size_t{1} << 31U), kvx::error);
+  CHECK_THROWS_AS(kvx::cuda_layer_memory(0, 4096), kvx::error);
 }
