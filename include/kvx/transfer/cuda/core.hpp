@@ -142,9 +142,9 @@ class core {
 
   [[nodiscard]] status register_arena(std::span<std::byte> arena) {
     if (arena.empty()) return {};
-    if (registered(arena)) return {};
     const scope here(with_.device);
     const std::lock_guard lock(arenas_mutex_);
+    if (inside_an_arena(arena)) return {};
     const cudaError_t e =
         ::cudaHostRegister(arena.data(), arena.size(), cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (e != cudaSuccess) {
@@ -159,8 +159,9 @@ class core {
   }
   /// Shape   bytes: from each payload on
   [[nodiscard]] bool registered(std::span<const block_copy> blocks, std::size_t bytes) const {
+    const std::lock_guard lock(arenas_mutex_);
     return std::all_of(blocks.begin(), blocks.end(),
-                       [&](const block_copy& block) { return registered(std::span(block.payload, bytes)); });
+                       [&](const block_copy& block) { return inside_an_arena(std::span(block.payload, bytes)); });
   }
 
   [[nodiscard]] int device() const noexcept { return with_.device; }
@@ -227,8 +228,8 @@ class core {
     return with;
   }
 
-  [[nodiscard]] bool registered(std::span<const std::byte> bytes) const {
-    const std::lock_guard lock(arenas_mutex_);
+  // The caller holds the arenas' mutex.
+  [[nodiscard]] bool inside_an_arena(std::span<const std::byte> bytes) const noexcept {
     return std::any_of(arenas_.begin(), arenas_.end(), [&](const std::span<std::byte> arena) {
       return !std::less<>{}(bytes.data(), static_cast<const std::byte*>(arena.data())) &&
              bytes.size() <= arena.size() &&
