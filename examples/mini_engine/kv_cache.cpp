@@ -56,28 +56,36 @@ kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_toke
     return {linear / n, 2 * (whole - linear) / (n * n)};
 }
 
-std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv) {
+std::uint64_t memory_for(std::size_t tokens, std::size_t layers, std::size_t block_tokens, std::size_t layer_bytes) {
     constexpr std::uint64_t headers = 2 * kvx::page_bytes, spare_blocks = 16;
-    return (tokens / kv.block_tokens() + spare_blocks) * (headers + config.layers * kvx::round_up(2 * kv.page_bytes()));
+    return (tokens / block_tokens + spare_blocks) * (headers + layers * kvx::round_up(layer_bytes));
 }
 
-kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost) {
+std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv) {
+    return memory_for(tokens, config.layers, kv.block_tokens(), 2 * kv.page_bytes());
+}
+
+kvx::options options_for(const cache_settings& settings, const kv_identity& identity, const prefill_cost& cost, std::size_t context_tokens) {
     constexpr std::string_view digits = "0123456789abcdef";
     kvx::options o;
     o.identity.model = "mini_engine";
-    for (const std::uint8_t byte : m.digest) {
+    for (const std::uint8_t byte : identity.digest) {
         o.identity.revision += digits[byte >> 4];
         o.identity.revision += digits[byte & 15];
     }
-    o.identity.dtype = "f32";
+    o.identity.dtype = identity.dtype;
     o.root = settings.directory;
     o.memory_bytes = settings.memory_bytes;
     o.storage_bytes = settings.storage_bytes;
     o.load_deadline = settings.load_deadline;
     o.drain_deadline = std::chrono::milliseconds{2000};
     o.prompts_trusted = true;  // the prompts are the user's own, and so is the directory
-    o.prefill = in_kvx_terms(cost, std::min<std::size_t>(4096, m.config.context_tokens));
+    o.prefill = in_kvx_terms(cost, std::min<std::size_t>(4096, context_tokens));
     return o;
+}
+
+kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost) {
+    return options_for(settings, {m.digest, "f32"}, cost, m.config.context_tokens);
 }
 
 namespace {
@@ -105,34 +113,6 @@ external_cache open_cache(const cache_settings& settings, const model& m, paged_
     }
 #endif
     return open_with<kvx::posix>(options, std::move(pages), memory_is_there);
-}
-
-opening_cache::opening_cache(opener open, std::uint64_t memory_bytes) : memory_bytes_(memory_bytes) {
-    auto memory = std::make_shared<std::promise<void>>();
-    memory_is_there_ = memory->get_future().share();
-    opening_ = std::async(std::launch::async, [open = std::move(open), memory] {
-        bool told = false;
-        const auto tell = [&] {
-            if (!std::exchange(told, true)) memory->set_value();
-        };
-        try {
-            external_cache opened = open(tell);
-            tell();
-            return std::pair(std::move(opened), clock::now());
-        } catch (...) {
-            tell();
-            throw;
-        }
-    });
-}
-
-external_cache* opening_cache::wait_for(std::chrono::duration<double> limit) {
-    if (opening_.valid() && opening_.wait_for(limit) == std::future_status::ready) {
-        auto [opened, at] = opening_.get();
-        cache_.emplace(std::move(opened));
-        open_seconds_ = std::chrono::duration<double>(at - started_).count();
-    }
-    return cache_ ? &*cache_ : nullptr;
 }
 
 }  // namespace mini_engine

@@ -6,16 +6,15 @@
 #include <kvx/options.hpp>
 #include <kvx/transfer/host.hpp>
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <future>
-#include <optional>
 #include <string>
-#include <utility>
 
 #include "model.hpp"
+#include "opening_cache.hpp"
 #include "paged_kv.hpp"
 #include "prefill_cost.hpp"
 
@@ -47,9 +46,18 @@ kvx::prefill_cost in_kvx_terms(const prefill_cost& cost, std::size_t prompt_toke
 
 /// Memory in which the cache holds `tokens` tokens. Touching it is what opening the cache takes where storage is fast, so a process
 /// that has one request to serve asks for no more.
+/// Units   layer_bytes: of one layer of a page, keys and values
+std::uint64_t memory_for(std::size_t tokens, std::size_t layers, std::size_t block_tokens, std::size_t layer_bytes);
 std::uint64_t memory_for(std::size_t tokens, const model_config& config, const paged_kv& kv);
 
+/// What decides which KV means the same.
+struct kv_identity {
+    std::array<std::uint8_t, 16> digest;  // of the model
+    std::string dtype;
+};
+
 /// kvx's options for this model and these settings.
+kvx::options options_for(const cache_settings& settings, const kv_identity& identity, const prefill_cost& cost, std::size_t context_tokens);
 kvx::options options_for(const cache_settings& settings, const model& m, const prefill_cost& cost);
 
 /// Opens the cache with the backend that the settings name. Calls memory_is_there once what is left to do is to read the directory.
@@ -57,35 +65,13 @@ kvx::options options_for(const cache_settings& settings, const model& m, const p
 external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost,
                           const std::function<void()>& memory_is_there);
 
-/// A cache that opens on a thread of its own, so that nobody has to wait for a directory that answers slowly.
-/// Thread  one
-class opening_cache {
+/// A cache that opens on a thread of its own.
+class opening_cache : public basic_opening_cache<external_cache> {
 public:
-    using clock = std::chrono::steady_clock;
-    using opener = std::function<external_cache(const std::function<void()>& memory_is_there)>;
-
-    opening_cache(opener open, std::uint64_t memory_bytes);
+    using basic_opening_cache::basic_opening_cache;
     opening_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost)
-        : opening_cache([=, &m, &kv](const auto& memory_is_there) { return open_cache(settings, m, kv, cost, memory_is_there); },
-                        settings.memory_bytes) {}
-
-    /// Null while it is not open. Throws what opening threw.
-    external_cache* get() { return wait_for({}); }
-    /// Waits until it is open, at most for `limit`. Throws as get().
-    external_cache* wait_for(std::chrono::duration<double> limit);
-    /// Waits for the part of opening that computes: beside it a prefill would only slow both down.
-    void wait_for_memory() const { memory_is_there_.wait(); }
-    /// What opening took; 0 before it is open.
-    double open_seconds() const { return open_seconds_; }
-    std::uint64_t memory_bytes() const { return memory_bytes_; }
-
-private:
-    clock::time_point started_ = clock::now();
-    std::uint64_t memory_bytes_;
-    double open_seconds_ = 0;
-    std::optional<external_cache> cache_;
-    std::shared_future<void> memory_is_there_;
-    std::future<std::pair<external_cache, clock::time_point>> opening_;
+        : basic_opening_cache([=, &m, &kv](const auto& memory_is_there) { return open_cache(settings, m, kv, cost, memory_is_there); },
+                              settings.memory_bytes) {}
 };
 
 }  // namespace mini_engine

@@ -166,6 +166,10 @@ model model::random(const std::string& shape, std::uint64_t seed) {
     } else {
         throw std::runtime_error("--model random:" + shape + ": there is no such shape; choose random:tiny, random:100m or random:1b");
     }
+    return random(config, shape, seed);
+}
+
+model model::random(const model_config& config, const std::string& shape, std::uint64_t seed) {
     model m(config);
     std::uint64_t tensor = 0;
     m.fill([&](float* to, std::size_t count, std::size_t fan_in) {

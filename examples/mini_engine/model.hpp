@@ -24,8 +24,10 @@ struct model_config {
     std::size_t vocabulary;
     std::size_t context_tokens;
     bool shared_classifier;
+    std::size_t head_channels = 0;  // 0: dim / heads; a rank that has a share of the heads says how large they are
 
-    std::size_t head_dim() const { return dim / heads; }
+    std::size_t head_dim() const { return head_channels != 0 ? head_channels : dim / heads; }
+    std::size_t query_dim() const { return heads * head_dim(); }
     std::size_t kv_dim() const { return kv_heads * head_dim(); }
     std::size_t group() const { return heads / kv_heads; }  // query heads that share one key/value head
 };
@@ -44,6 +46,7 @@ public:
 
     /// Makes up a model of a named shape, "tiny", "100m" or "1b": the same name and seed give the same weights.
     static model random(const std::string& shape, std::uint64_t seed);
+    static model random(const model_config& shape, const std::string& name, std::uint64_t seed);
 
     model_config config;
     std::array<std::uint8_t, 16> digest{};  // of shape and weights: what a KV cache must be keyed by

@@ -18,7 +18,7 @@ double pairs(std::size_t past, std::size_t n) {
 
 double prefill_flops(const model_config& config, std::size_t matmul_parameters, std::size_t past, std::size_t n) {
     return 2.0 * static_cast<double>(matmul_parameters) * static_cast<double>(n) +
-           4.0 * static_cast<double>(config.layers * config.dim) * pairs(past, n);
+           4.0 * static_cast<double>(config.layers * config.query_dim()) * pairs(past, n);
 }
 
 prefill_cost::prefill_cost(transformer& engine, std::size_t chunk_tokens)

@@ -18,6 +18,11 @@ public:
     /// Cost    under 100 ms for a model of 100 million parameters
     prefill_cost(transformer& engine, std::size_t chunk_tokens);
 
+    /// What another engine measured.
+    /// Units   seconds per chunk, per token, and per pair of a token and one that it attends to
+    prefill_cost(std::size_t chunk_tokens, double per_chunk, double per_token, double per_pair)
+        : chunk_tokens_(chunk_tokens), tile_tokens_(chunk_tokens), per_chunk_(per_chunk), per_token_(per_token), per_pair_(per_pair) {}
+
     /// Seconds to prefill n tokens, in chunks, when the KV of `past` tokens is there.
     double seconds(std::size_t past, std::size_t n) const;
 

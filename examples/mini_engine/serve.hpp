@@ -30,6 +30,7 @@ struct request {
     std::size_t tokens = 0;  // at least 1
     sampler choose{0, 1, 1};
     std::function<bool(token_id)> ends = [](token_id) { return false; };
+    std::size_t chunk_end = 0;  // a chunk of the prompt ends here, so that other runs can start here; 0: where chunks happen to end
 
     // Called while the request is served; may be empty.
     std::function<void(token_id)> on_token;
@@ -46,6 +47,17 @@ struct request {
     bool done = false;          // finished, and the pages are given back
 };
 
+/// What a server did.
+struct serving_figures {
+    std::size_t steps = 0;            // that computed something
+    std::size_t prefilled_tokens = 0; // of prompts, that were computed
+    std::size_t rows_decoded = 0;     // over all steps
+    std::size_t decoding_steps = 0;   // that generated a token
+    std::size_t largest_batch = 0;    // requests that generated a token in one step
+
+    double mean_batch() const { return decoding_steps == 0 ? 0 : static_cast<double>(rows_decoded) / static_cast<double>(decoding_steps); }
+};
+
 /// Serves requests as a scheduler does: a step computes the next token of every running request and one chunk of one prompt, and
 /// prompts whose KV is on its way from storage wait beside that.
 ///
@@ -53,16 +65,24 @@ struct request {
 /// - the rest of the prompt is computed, in chunks, and saved - tokens are generated, full blocks saved - the pages go back when no
 /// save reads them any more. While the cache is still opening, a request waits a little, then computes; it takes what is left from
 /// the cache between two chunks.
+/// An Engine has what `transformer` has: forward() and the shape of what it returns, config(), max_rows(), and in kv() the pages.
+/// Its member functions are defined in serve_definitions.hpp, for whoever brings another engine.
 /// Thread  one
-class server {
+/// Stream  the engine's: pages are read and written in its order
+template <class Engine, class Stream>
+class basic_server {
 public:
+    using cache_type = kvx::any_cache<Stream>;
+    using opening_type = basic_opening_cache<cache_type>;
+
     /// Shape   cache: null to compute everything; chunk_tokens: at most engine.max_rows()
     /// patient: to wait for cached blocks even where computing is expected to be faster
-    server(transformer& engine, const prefill_cost& cost, opening_cache* cache, std::size_t chunk_tokens, bool patient = false);
+    basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache, std::size_t chunk_tokens, bool patient = false,
+                 Stream stream = {});
     /// Waits until nothing reads the pages any more.
-    ~server();
-    server(const server&) = delete;
-    server& operator=(const server&) = delete;
+    ~basic_server();
+    basic_server(const basic_server&) = delete;
+    basic_server& operator=(const basic_server&) = delete;
 
     /// Takes a request on; it must live until it is done. `submitted` is now, unless it is set already.
     /// Throws std::length_error if the request can never fit the pages or the context.
@@ -76,6 +96,8 @@ public:
         }
     }
 
+    const serving_figures& figures() const noexcept { return figures_; }
+
 private:
     /// A request on its way.
     struct flight {
@@ -88,7 +110,7 @@ private:
         kvx::prefetch_ticket stretch;
         std::optional<kvx::load_race> race;
         std::size_t stretch_end = 0;  // in the plan's blocks
-        std::vector<kvx::load_ticket<kvx::host_stream>> loads;
+        std::vector<kvx::load_ticket<Stream>> loads;
         std::vector<kvx::save_ticket> saves;
         std::size_t loaded_blocks = 0;
         std::size_t saved_blocks = 0;
@@ -114,15 +136,22 @@ private:
     void save_full_blocks(flight& f);
     bool retire_finished();
 
-    transformer& engine_;
+    Engine& engine_;
     const prefill_cost& cost_;
-    opening_cache* opening_;
-    external_cache* cache_ = nullptr;  // once it is open
+    opening_type* opening_;
+    cache_type* cache_ = nullptr;  // once it is open
     std::size_t chunk_tokens_;
     bool patient_;
+    Stream stream_;
+    serving_figures figures_;
     std::size_t saves_ = 0;
     std::list<flight> waiting_;  // for pages, in order
     std::list<flight> flights_;  // with pages
 };
+
+extern template class basic_server<transformer, kvx::host_stream>;
+
+/// The server of the engine on the CPU.
+using server = basic_server<transformer, kvx::host_stream>;
 
 }  // namespace mini_engine

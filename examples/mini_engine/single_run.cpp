@@ -6,17 +6,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <span>
-#include <stdexcept>
 
 #include "stopwatch.hpp"
 
 namespace mini_engine {
-namespace {
 
-std::uint64_t digest_of(std::span<const float> values, std::uint64_t seed = 0) {
+std::uint64_t digest_of(std::span<const float> values, std::uint64_t seed) {
     return XXH3_64bits_withSeed(values.data(), values.size_bytes(), seed);
 }
+
+namespace {
 
 std::vector<std::uint64_t> digests_of_pages(paged_kv& kv, std::size_t layers, const std::vector<page_id>& pages, std::size_t blocks) {
     const std::size_t floats = kv.page_bytes() / sizeof(float);
@@ -45,28 +44,15 @@ single_run run_alone(std::string name, engine& e, request& from, std::optional<o
     const std::size_t layers = e.weights.config.layers;
     single_run run;
     run.name = std::move(name);
-    run.prompt_tokens = from.prompt.size();
-    from.on_logits = [&](std::span<const float> logits) { run.result.logits.push_back(digest_of(logits)); };
-    from.on_loaded = [&](std::size_t blocks) {
-        if (!how.swapped_blocks || blocks == 0) return;
-        const auto [i, j] = *how.swapped_blocks;
-        if (i >= blocks || j >= blocks) throw std::out_of_range("--swap-block: only " + std::to_string(blocks) + " blocks are loaded");
-        swap_pages(e.kv, layers, from.kv.pages[i], from.kv.pages[j]);
-    };
-    from.on_finished = [&](std::size_t tokens) {
-        run.result.pages = digests_of_pages(e.kv, layers, from.kv.pages, tokens / e.kv.block_tokens());
-    };
     from.submitted = std::chrono::steady_clock::now();
     if (to_open != nullptr && !cache) cache.emplace(*to_open, e.weights, e.kv, e.cost);
     server one(e.compute, e.cost, cache ? &*cache : nullptr, how.chunk_tokens, how.patient);
-    one.submit(from);
-    one.run();
-    run.cached_tokens = from.cached_tokens;
+    collect(
+        one, from, e.kv.block_tokens(), how,
+        [&](const std::vector<page_id>& pages, std::size_t blocks) { return digests_of_pages(e.kv, layers, pages, blocks); },
+        [&](page_id i, page_id j) { swap_pages(e.kv, layers, i, j); }, run);
     run.open_seconds = to_open != nullptr ? cache->open_seconds() : 0;
-    run.load_seconds = from.load_seconds;
     run.loaded_bytes = run.cached_tokens / e.kv.block_tokens() * layers * 2 * e.kv.page_bytes();
-    run.ttft_seconds = from.ttft_seconds;
-    run.result.tokens = from.output;
     return run;
 }
 

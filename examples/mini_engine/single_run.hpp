@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,8 +48,32 @@ struct single_run_settings {
     std::optional<std::pair<std::size_t, std::size_t>> swapped_blocks;  // once they are loaded: a fault, to see it noticed
 };
 
-/// Serves one request alone and collects the evidence, which is not part of its time. With settings for a cache that is not open yet,
-/// opens it first, which is.
+/// A digest of logits, whatever engine computed them.
+std::uint64_t digest_of(std::span<const float> values, std::uint64_t seed = 0);
+
+/// Serves one request alone and collects the evidence, which is not part of its time.
+/// Shape   served: a server with nothing to do; blocks: full ones to digests; swap: exchanges two of the sequence's blocks
+template <class Server, class Digests, class Swap>
+void collect(Server& served, request& from, std::size_t block_tokens, const single_run_settings& how, const Digests& digests_of_pages,
+             const Swap& swap_pages, single_run& run) {
+    run.prompt_tokens = from.prompt.size();
+    from.on_logits = [&run](std::span<const float> logits) { run.result.logits.push_back(digest_of(logits)); };
+    from.on_loaded = [&](std::size_t blocks) {
+        if (!how.swapped_blocks || blocks == 0) return;
+        const auto [i, j] = *how.swapped_blocks;
+        if (i >= blocks || j >= blocks) throw std::out_of_range("--swap-block: only " + std::to_string(blocks) + " blocks are loaded");
+        swap_pages(from.kv.pages[i], from.kv.pages[j]);
+    };
+    from.on_finished = [&](std::size_t tokens) { run.result.pages = digests_of_pages(from.kv.pages, tokens / block_tokens); };
+    served.submit(from);
+    served.run();
+    run.cached_tokens = from.cached_tokens;
+    run.load_seconds = from.load_seconds;
+    run.ttft_seconds = from.ttft_seconds;
+    run.result.tokens = from.output;
+}
+
+/// The same on the CPU's engine. With settings for a cache that is not open yet, opens it first, which is part of the time.
 single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache, const cache_settings* to_open,
                      const single_run_settings& how);
 

@@ -51,6 +51,7 @@ public:
     std::size_t logits_stride() const noexcept { return logits_.stride; }
     std::size_t max_rows() const noexcept { return max_rows_; }
     const model& weights() const noexcept { return model_; }
+    const model_config& config() const noexcept { return model_.config; }
     paged_kv& kv() noexcept { return kv_; }
 
 private:
