@@ -25,6 +25,11 @@ TURN_FIELDS = {
     "answers": int, "prompt_tokens": int, "cached_tokens": int, "hit_rate": float, "ttft_ms": float, "worst_ttft_ms": float,
 }
 
+CHAT_FIELDS = {
+    "users": int, **TURN_FIELDS, "seconds": float, "requests_per_second": float, "ttft_p50_ms": float, "ttft_p99_ms": float,
+    "prefilled_tokens": int, "largest_batch": int, "mean_batch": float, "digest": str, "turns": list,
+}
+
 
 def run(*arguments, code=0):
     done = subprocess.run([PROGRAM, "--model", "random:tiny", "--storage-bytes", "64MiB", *map(str, arguments)],
@@ -81,8 +86,11 @@ def chat(folder):
     for more in ([], ["--no-cache"], ["--cache-dir", folder / "cache"], ["--cache-dir", folder / "cache"]):
         out = folder / "report.json"
         run("--chat", "--users", 3, "--turns", 3, "--system-tokens", 100, "--tokens", 20, "--progress", "--json", out, *more)
-        found = report(out, {"users": int, **TURN_FIELDS, "digest": str, "turns": list})
+        found = report(out, CHAT_FIELDS)
         assert found["users"] == 3 and found["answers"] == 9 and len(found["turns"]) == 3
+        assert found["requests_per_second"] > 0 and 1 <= found["mean_batch"] <= found["largest_batch"] <= 3
+        assert found["ttft_p50_ms"] <= found["ttft_p99_ms"] <= found["worst_ttft_ms"]
+        assert found["prefilled_tokens"] == found["prompt_tokens"] - found["cached_tokens"]
         for turn in found["turns"]:
             check_fields(turn, TURN_FIELDS)
             assert turn["answers"] == 3

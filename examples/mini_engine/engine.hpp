@@ -22,6 +22,11 @@ struct engine {
           compute(weights, kv, pool, max_rows),
           cost(compute, chunk_tokens) {}
 
+    const model_config& config() const noexcept { return weights.config; }
+    std::size_t matmul_parameters() const { return weights.matmul_parameters(); }
+    std::size_t threads() const noexcept { return pool.size(); }
+    std::size_t kv_bytes_per_token() const noexcept { return weights.config.layers * 2 * kv.token_floats() * sizeof(float); }
+
     const model weights;
     thread_pool pool;
     paged_kv kv;

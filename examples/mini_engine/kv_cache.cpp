@@ -1,21 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_cache.hpp"
 
-#include <kvx/cache.hpp>
-#include <kvx/eviction/lru.hpp>
-#include <kvx/hash/xxh3_128.hpp>
-#include <kvx/io/posix.hpp>
-#include <kvx/runtime.hpp>
-#ifdef MINI_ENGINE_URING
-#include <kvx/io/auto_io.hpp>
-#include <kvx/io/uring.hpp>
-#endif
-
 #include <algorithm>
-#include <memory>
-#include <stdexcept>
 #include <string_view>
 #include <vector>
+
+#include "open_with.hpp"
 
 namespace mini_engine {
 
@@ -88,31 +78,9 @@ kvx::options options_for(const cache_settings& settings, const model& m, const p
     return options_for(settings, {m.digest, "f32"}, cost, m.config.context_tokens);
 }
 
-namespace {
-
-template <class Io>
-external_cache open_with(const kvx::options& options, kvx::layout pages, const std::function<void()>& memory_is_there) {
-    auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
-    memory_is_there();
-    using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, kvx::host_transfer>;
-    return external_cache(cache(options, std::move(pages), std::move(runtime)));
-}
-
-}  // namespace
-
 external_cache open_cache(const cache_settings& settings, const model& m, paged_kv& kv, const prefill_cost& cost,
                           const std::function<void()>& memory_is_there) {
-    const kvx::options options = options_for(settings, m, cost);
-    kvx::layout pages = describe(m.config, kv);
-#ifdef MINI_ENGINE_URING
-    if (settings.io == io_kind::automatic) return open_with<kvx::auto_io>(options, std::move(pages), memory_is_there);
-    if (settings.io == io_kind::uring) return open_with<kvx::uring>(options, std::move(pages), memory_is_there);
-#else
-    if (settings.io == io_kind::uring) {
-        throw std::runtime_error("--io uring: this build has no io_uring; install liburing's headers and configure again, or use --io posix");
-    }
-#endif
-    return open_with<kvx::posix>(options, std::move(pages), memory_is_there);
+    return open_with(settings.io, options_for(settings, m, cost), describe(m.config, kv), kvx::host_transfer{}, memory_is_there);
 }
 
 }  // namespace mini_engine

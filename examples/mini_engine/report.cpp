@@ -35,7 +35,7 @@ void write(const json& all, const std::string& path) {
 }
 
 json to_json(const report& from, const single_run& run) {
-    return {{"run", run.name},
+    json to = {{"run", run.name},
             {"prompt_tokens", run.prompt_tokens},
             {"cached_tokens", run.cached_tokens},
             {"generated_tokens", run.result.logits.size()},
@@ -47,6 +47,8 @@ json to_json(const report& from, const single_run& run) {
             {"reduction", from.reduction(run)},
             {"identical", from.identical(run)},
             {"digest", hex_digest(run.result)}};
+    for (const auto& [name, value] : run.more) to[name] = value;
+    return to;
 }
 
 }  // namespace
@@ -66,6 +68,7 @@ void write_json(const report& from, const std::string& path) {
                 {"prefill_share", from.prefill_share()}};
     for (const char* name : {"prompt_tokens", "cached_tokens", "ttft_ms", "reduction"}) all[name] = to_json(from, from.last())[name];
     all["identical"] = from.identical();
+    for (const auto& [name, value] : from.more) all[name] = value;
     for (const single_run& run : from.runs) all["runs"].push_back(to_json(from, run));
     write(all, path);
 }
@@ -97,6 +100,13 @@ chat_report::turn chat_report::total() const {
     return sum;
 }
 
+double chat_report::ttft_seconds_of(double share) const {
+    if (ttfts.empty()) return 0;
+    std::vector<double> sorted = ttfts;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[std::min(sorted.size() - 1, static_cast<std::size_t>(share * static_cast<double>(sorted.size())))];
+}
+
 void write_json(const chat_report& from, const std::string& path) {
     const auto figures = [](const chat_report::turn& t) {
         return json{{"answers", t.answers},
@@ -108,6 +118,13 @@ void write_json(const chat_report& from, const std::string& path) {
     };
     json all = {{"users", from.users}};
     all.update(figures(from.total()));
+    all.update({{"seconds", from.seconds},
+                {"requests_per_second", from.requests_per_second()},
+                {"ttft_p50_ms", from.ttft_seconds_of(0.5) * 1e3},
+                {"ttft_p99_ms", from.ttft_seconds_of(0.99) * 1e3},
+                {"prefilled_tokens", from.served.prefilled_tokens},
+                {"largest_batch", from.served.largest_batch},
+                {"mean_batch", from.served.mean_batch()}});
     all["digest"] = hex(from.answers_digest);
     for (const chat_report::turn& t : from.turns) all["turns"].push_back(figures(t));
     write(all, path);
@@ -121,6 +138,9 @@ void print_table(const chat_report& from) {
     };
     for (std::size_t i = 0; i < from.turns.size(); ++i) line(std::to_string(i + 1).c_str(), from.turns[i]);
     line("all", from.total());
+    std::printf("%.2f requests/s, TTFT p50 %.1f ms, p99 %.1f ms; %zu tokens of prompts computed; %.1f answers at a time, at most %zu\n",
+                from.requests_per_second(), from.ttft_seconds_of(0.5) * 1e3, from.ttft_seconds_of(0.99) * 1e3, from.served.prefilled_tokens,
+                from.served.mean_batch(), from.served.largest_batch);
     std::printf("digest of all answers: %s\n", hex(from.answers_digest).c_str());
 }
 
@@ -134,7 +154,8 @@ std::string serialize(const single_run& run) {
                 {"loaded_bytes", run.loaded_bytes},
                 {"tokens", run.result.tokens},
                 {"logits", run.result.logits},
-                {"pages", run.result.pages}}
+                {"pages", run.result.pages},
+                {"more", run.more}}
         .dump();
 }
 
@@ -152,6 +173,7 @@ single_run deserialize(const std::string& text) {
         from.at("tokens").get_to(run.result.tokens);
         from.at("logits").get_to(run.result.logits);
         from.at("pages").get_to(run.result.pages);
+        from.at("more").get_to(run.more);
         return run;
     } catch (const json::exception& e) {
         throw std::runtime_error(std::string("the other process did not report its run: ") + e.what());

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "single_run.hpp"
@@ -20,6 +21,7 @@ struct report {
     double plain_product_flops = 0;  // per second; 0: not measured
     double prefill_flops = 0;        // per second, of the first run
     std::vector<single_run> runs;    // the first is what the others are compared with
+    std::vector<std::pair<std::string, double>> more;  // further figures, by their name in the JSON
 
     const single_run& first() const { return runs.front(); }
     const single_run& last() const { return runs.back(); }
@@ -48,6 +50,13 @@ struct chat_report {
 
     std::size_t users = 0;
     std::vector<turn> turns;
+    double seconds = 0;          // from the first request to the last answer
+    std::vector<double> ttfts;   // seconds, of every answer
+    serving_figures served;
+
+    double requests_per_second() const { return seconds > 0 ? static_cast<double>(ttfts.size()) / seconds : 0; }
+    /// The TTFT that a share of all answers did not exceed.
+    double ttft_seconds_of(double share) const;
     std::uint64_t answers_digest = 0;
 
     turn total() const;

@@ -35,6 +35,7 @@ struct single_run {
     double ttft_seconds = 0;  // from submission until the first token
     std::uint64_t loaded_bytes = 0;
     evidence result;
+    std::vector<std::pair<std::string, double>> more;  // further figures, by their name in the JSON
 
     double bytes_per_second() const {
         return loaded_bytes == 0 ? 0 : static_cast<double>(loaded_bytes) / load_seconds;
@@ -72,6 +73,9 @@ void collect(Server& served, request& from, std::size_t block_tokens, const sing
     run.ttft_seconds = from.ttft_seconds;
     run.result.tokens = from.output;
 }
+
+/// Memory in which the cache holds `tokens` tokens, as in kv_cache.hpp.
+inline std::uint64_t memory_for(std::size_t tokens, const engine& e) { return memory_for(tokens, e.config(), e.kv); }
 
 /// The same on the CPU's engine. With settings for a cache that is not open yet, opens it first, which is part of the time.
 single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache, const cache_settings* to_open,
