@@ -81,35 +81,53 @@ bool compare(const options& o, engine& e, const tokenizer& words, const std::vec
              const std::vector<std::string>& arguments) {
     const cache_directory directory(o.cache.directory);
     const cache_settings settings = settings_for(o, 2 * memory_for(prompt.size() + o.tokens, e), directory.path());
-    progress_bar progress("compare", 2 * o.pairs + 5, o.progress);
+    progress_bar progress("compare", 2 * o.pairs + 2, o.progress);
     std::optional<opening_cache> cache, none;
     monitor counters;
-    const auto run = [&](const char* name, std::optional<opening_cache>& through, const cache_settings* to_open, bool swap, bool observe) {
+    const auto run = [&](const char* name, std::optional<opening_cache>& through, const cache_settings* to_open, bool swap) {
         request from = request_for(o, words, prompt);
-        if (observe) counters.start();
         single_run done = run_alone(name, e, from, through, to_open, {chunk, true, swap ? swapped_blocks(o.swap_block) : std::nullopt});
-        if (observe) add_activity(done, counters.stop());
         progress.advance();
         return done;
+    };
+    // The same again and again, for the counters, which tell nothing of a tenth of a second.
+    const auto observe = [&](std::optional<opening_cache>& through, single_run& to) {
+        constexpr double long_enough = 1.0;
+        const auto begin = std::chrono::steady_clock::now();
+        std::uint64_t bytes = 0;
+        counters.start();
+        while (seconds_since(begin) < long_enough) {
+            request from = request_for(o, words, prompt);
+            from.tokens = 1;
+            server one(e.compute, e.cost, through ? &*through : nullptr, chunk, true, e.compute.stream());
+            one.submit(from);
+            one.run();
+            bytes += from.cached_tokens * e.kv_bytes_per_token();
+        }
+        add_activity(to, counters.stop());
+        to.more.emplace_back("observed_loaded_bytes_per_second", static_cast<double>(bytes) / seconds_since(begin));
     };
 
     const link_rates link = measure_link(e.compute.stream());
     double plain = measure_plain_product(e.compute);
-    run("warm-up", none, nullptr, false, false);
+    run("warm-up", none, nullptr, false);
     std::vector<single_run> cold, memory;
-    cold.push_back(run("cold", none, nullptr, false, true));
-    const single_run saved = run("save", cache, &settings, false, true);
+    cold.push_back(run("cold", none, nullptr, false));
+    const single_run saved = run("save", cache, &settings, false);
     constexpr std::chrono::minutes patience{5};
     if (cache->wait_for(patience) == nullptr || !cache->get()->drain(patience)) {
         throw std::runtime_error("storage in '" + directory.path() + "' did not take the blocks in five minutes");
     }
     bool same = true;
     for (std::size_t i = 0; i < o.pairs; ++i) {
-        if (i > 0) cold.push_back(run("cold", none, nullptr, false, true));
-        memory.push_back(run("memory", cache, nullptr, true, true));
+        if (i > 0) cold.push_back(run("cold", none, nullptr, false));
+        memory.push_back(run("memory", cache, nullptr, true));
         same = same && cold.back().result == cold.front().result && memory.back().result == memory.front().result;
     }
     plain = std::max(plain, measure_plain_product(e.compute));
+    single_run cold_median = median(cold), memory_median = median(memory);
+    observe(none, cold_median);
+    observe(cache, memory_median);
     const std::size_t cached = cached_part(prompt.size(), o.block_tokens);
     const double suffix = measure_suffix(e, prompt, cached);
     cache.reset();
@@ -121,7 +139,7 @@ bool compare(const options& o, engine& e, const tokenizer& words, const std::vec
     result.block_tokens = o.block_tokens;
     result.kv_bytes_per_token = e.kv_bytes_per_token();
     result.plain_product_flops = plain;
-    result.runs = {median(cold), saved, median(memory)};
+    result.runs = {cold_median, saved, memory_median};
     result.prefill_flops = prefill_flops(e.config(), e.matmul_parameters(), 0, prompt.size()) / result.first().ttft_seconds;
 
     drop_page_cache(directory.path());

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <limits>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -72,6 +73,8 @@ prefill_cost measure_cost(transformer& compute, std::size_t chunk_tokens) {
         }
         return best;
     };
+    // What comes after a hit, and decoding: products of these sizes have kernels of their own, which are loaded when first used.
+    for (const std::size_t n : {std::size_t{1}, std::min(kv.block_tokens(), few)}) measure(past, n);
     const double whole = measure(0, many), part = measure(0, few), after = measure(past, few);
     kv.release(scratch.pages);
     const auto n = static_cast<double>(many), m = static_cast<double>(few), p = static_cast<double>(past);
@@ -81,8 +84,13 @@ prefill_cost measure_cost(transformer& compute, std::size_t chunk_tokens) {
 }
 
 external_cache open_cache(const cache_settings& settings, engine& e, const std::function<void()>& memory_is_there) {
-    return open_with(settings.io, options_for(settings, {e.of.digest(), "bf16"}, e.cost, e.config().context_tokens), describe(e.config(), e.kv),
-                     make_transfer(&e.link), memory_is_there);
+    kvx::options options = options_for(settings, {e.of.digest(), "bf16"}, e.cost, e.config().context_tokens);
+    if (settings.io_threads == 0) {
+        // Who reads a block verifies it, at about the speed of one processor's memory: nobody else needs the processors here.
+        options.io.threads = std::clamp(std::thread::hardware_concurrency(), 2u, 16u);
+        options.io.in_flight_bytes = std::max(options.io.in_flight_bytes, options.io.threads * std::size_t{8 << 20});
+    }
+    return open_with(settings.io, options, describe(e.config(), e.kv), make_transfer(&e.link), memory_is_there);
 }
 
 namespace {

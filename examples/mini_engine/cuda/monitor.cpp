@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <cmath>
+
 namespace mini_engine::cuda {
 namespace {
 
@@ -101,7 +103,7 @@ std::optional<gpu_activity> monitor::stop() {
     for (const unsigned id : {sm_util, dram_bandwidth_util, pcie_sent, pcie_received}) wanted->values[wanted->count++].id = id;
     if (library_->compute(wanted.get()) != 0) return std::nullopt;
     for (unsigned i = 0; i < wanted->count; ++i) {
-        if (wanted->values[i].outcome != 0) return std::nullopt;
+        if (wanted->values[i].outcome != 0 || !std::isfinite(wanted->values[i].value)) return std::nullopt;
     }
     constexpr double mebi = 1 << 20;
     return gpu_activity{wanted->values[0].value / 100, wanted->values[1].value / 100, wanted->values[3].value * mebi, wanted->values[2].value * mebi};

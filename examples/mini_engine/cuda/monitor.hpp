@@ -14,6 +14,7 @@ struct gpu_activity {
 };
 
 /// Reads those counters, where there are any. NVML comes with the driver and is opened when it is used.
+/// The counters are read every tenth of a second or so: shorter spans tell nothing.
 /// Thread  one
 class monitor {
 public:

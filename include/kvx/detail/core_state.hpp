@@ -154,6 +154,8 @@ struct core_state {
   std::deque<completion> completions;
   std::vector<block_event> events;
 
+  /// Loads whose blocks stay pinned until their copies are known to have ended.
+  std::size_t loads_under_way = 0;
   /// Reads and writes that the backend holds; the arena must outlive them.
   std::size_t reads_under_way = 0;
   std::size_t writes_under_way = 0;

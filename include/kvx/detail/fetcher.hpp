@@ -150,7 +150,7 @@ class fetcher {
       return refuse_from(next, errc::miss, now);
     if (g.memory.pinned_slots() + state_.reads_under_way >= state_.pin_limit(g)) {
       // Those who hold the pins may let go, but a ticket cannot wait for itself.
-      if (state_.reads_under_way != 0) return false;
+      if (state_.reads_under_way != 0 || state_.loads_under_way != 0) return false;
       return refuse_from(next, errc::no_space, now);
     }
     if (state_.reads_under_way != 0 && state_.read_bytes_under_way + g.geometry.stride > window_bytes()) return false;
@@ -160,7 +160,10 @@ class fetcher {
       return refuse_from(next, errc::miss, now);
     }
     const slot_index slot = state_.take_memory_slot(g, io_class::load, now);
-    if (slot == no_slot) return state_.reads_under_way == 0 ? refuse_from(next, errc::no_space, now) : false;
+    if (slot == no_slot) {
+      const bool may_wait = state_.reads_under_way != 0 || state_.loads_under_way != 0;
+      return may_wait ? false : refuse_from(next, errc::no_space, now);
+    }
 
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);

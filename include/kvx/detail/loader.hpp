@@ -66,6 +66,7 @@ class loader {
       if (!job->released()) return false;
       for (const auto& [group, slot] : job->pinned) state_.groups[group]->memory.unpin(slot);
       job->pinned.clear();
+      --state_.loads_under_way;
       state_.metrics.latency.load.record(now - job->started);
       if (!job->outcome().ok()) state_.metrics.memory.errors.add();
       state_.complete(job->id, completion::operation::load, job->refused.ok() ? job->outcome() : job->refused);
@@ -112,6 +113,7 @@ class loader {
   // With one group of full attention a shorter prefix is of use; with several, all that a resume needs or nothing.
   void pin(const plan& what, ids_of_groups ids, load_job& job, std::vector<std::vector<block_copy>>& copies) {
     const std::lock_guard lock(state_.mutex);
+    ++state_.loads_under_way;
     const std::size_t boundary = job.first + job.asked;
     const bool partial = state_.groups.size() == 1 && layout_.kind(0) == attention_kind::full;
     bool whole = true;
