@@ -35,7 +35,7 @@ struct cache_settings {
     std::uint64_t memory_bytes = 0;   // 0: what the requests need, see memory_for()
     std::uint64_t storage_bytes = std::uint64_t{16} << 30;
     io_kind io = io_kind::automatic;
-    unsigned io_threads = 0;          // 0: kvx's default; on a GPU, one for each of the host's processors
+    unsigned io_threads = 0;          // 0: kvx's default, or for a GPU what the file system is worth
     std::chrono::milliseconds load_deadline{2000};
 };
 

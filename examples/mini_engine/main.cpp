@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
     app.add_option("--io", o.cache.io, "who reads and writes: auto, uring, posix")
         ->transform(CLI::CheckedTransformer(std::map<std::string, io_kind>{
             {"auto", io_kind::automatic}, {"uring", io_kind::uring}, {"posix", io_kind::posix}}))->group(cache);
-    app.add_option("--io-threads", o.cache.io_threads, "threads, or rings, that read, write and verify (default: 2; on a GPU, one per processor)")
+    app.add_option("--io-threads", o.cache.io_threads, "threads, or rings, that read, write and verify (default: 2; with a GPU and no local drive, one per processor)")
         ->check(CLI::Range(1, 256))->group(cache);
     app.add_flag("--no-cache", o.no_cache, "compute everything")->group(cache);
     app.add_flag("--always-load", o.always_load, "wait for cached blocks even where computing is expected to be faster")->group(cache);

@@ -77,8 +77,9 @@ public:
 
     /// Shape   cache: null to compute everything; chunk_tokens: at most engine.max_rows()
     /// patient: to wait for cached blocks even where computing is expected to be faster
+    /// stretch_blocks: that are asked for at a time; where copies go on by themselves, asking for more goes on beside them
     basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache, std::size_t chunk_tokens, bool patient = false,
-                 Stream stream = {});
+                 Stream stream = {}, std::size_t stretch_blocks = ~std::size_t{0});
     /// Waits until nothing reads the pages any more.
     ~basic_server();
     basic_server(const basic_server&) = delete;
@@ -143,6 +144,7 @@ private:
     std::size_t chunk_tokens_;
     bool patient_;
     Stream stream_;
+    std::size_t stretch_blocks_;
     serving_figures figures_;
     std::size_t saves_ = 0;
     std::list<flight> waiting_;  // for pages, in order

@@ -14,13 +14,14 @@ namespace mini_engine {
 
 template <class Engine, class Stream>
 basic_server<Engine, Stream>::basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache, std::size_t chunk_tokens,
-                                           bool patient, Stream stream)
+                                           bool patient, Stream stream, std::size_t stretch_blocks)
     : engine_(engine),
       cost_(cost),
       opening_(cache),
       chunk_tokens_(std::min(chunk_tokens, engine.max_rows())),
       patient_(patient),
-      stream_(stream) {}
+      stream_(stream),
+      stretch_blocks_(stretch_blocks) {}
 
 template <class Engine, class Stream>
 basic_server<Engine, Stream>::~basic_server() {
@@ -80,7 +81,7 @@ void basic_server<Engine, Stream>::request_stretch(flight& f) {
     const std::size_t half = opening_->memory_bytes() / cache_->block_bytes() / 2;
     const std::size_t tokens = f.of->prompt.size();
     kvx::plan part = f.plan;
-    part.truncate(f.loaded_blocks + std::max<std::size_t>(2, half) - 1);
+    part.truncate(f.loaded_blocks + std::min(std::max<std::size_t>(2, half) - 1, stretch_blocks_));
     f.stretch_end = part.blocks();
     f.race.reset();
     f.stretch = {};  // the one before is loaded; its blocks may go

@@ -3,9 +3,13 @@
 
 #include <kvx/transfer/cuda.hpp>
 
+#include <sys/statfs.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
+#include <filesystem>
 #include <limits>
 #include <thread>
 #include <utility>
@@ -83,14 +87,31 @@ prefill_cost measure_cost(transformer& compute, std::size_t chunk_tokens) {
     return {chunk_tokens, std::max(0.0, part - per_token * m - per_pair * m * m / 2), per_token, per_pair};
 }
 
+namespace {
+
+/// Whether a directory is on a local drive, which two threads keep busy, rather than in memory or on other machines.
+bool on_a_drive(const std::string& directory) {
+    std::error_code ignored;
+    std::filesystem::create_directories(directory, ignored);
+    struct statfs found {};
+    if (directory.empty() || ::statfs(directory.c_str(), &found) != 0) return true;
+    constexpr std::array<long, 3> drives = {0xEF53 /* ext4 */, 0x58465342 /* xfs */, static_cast<long>(0x9123683E) /* btrfs */};
+    return std::find(drives.begin(), drives.end(), static_cast<long>(found.f_type)) != drives.end();
+}
+
+}  // namespace
+
 external_cache open_cache(const cache_settings& settings, engine& e, const std::function<void()>& memory_is_there) {
     kvx::options options = options_for(settings, {e.of.digest(), "bf16"}, e.cost, e.config().context_tokens);
-    if (settings.io_threads == 0) {
-        // Who reads a block verifies it, at about the speed of one processor's memory: nobody else needs the processors here.
+    io_kind io = settings.io;
+    if (settings.io_threads == 0 && !on_a_drive(settings.directory)) {
+        // Threads, because each ring would register all of the memory, which takes as long as the reads. And many, because each reads
+        // and verifies at no more than the speed of one processor.
+        if (io == io_kind::automatic) io = io_kind::posix;
         options.io.threads = std::clamp(std::thread::hardware_concurrency(), 2u, 16u);
         options.io.in_flight_bytes = std::max(options.io.in_flight_bytes, options.io.threads * std::size_t{8 << 20});
     }
-    return open_with(settings.io, options, describe(e.config(), e.kv), make_transfer(&e.link), memory_is_there);
+    return open_with(io, options, describe(e.config(), e.kv), make_transfer(&e.link), memory_is_there);
 }
 
 namespace {
@@ -131,7 +152,7 @@ single_run run_alone(std::string name, engine& e, request& from, std::optional<o
     run.name = std::move(name);
     from.submitted = std::chrono::steady_clock::now();
     if (to_open != nullptr && !cache) cache.emplace(*to_open, e);
-    server one(e.compute, e.cost, cache ? &*cache : nullptr, how.chunk_tokens, how.patient, e.compute.stream());
+    server one(e.compute, e.cost, cache ? &*cache : nullptr, how.chunk_tokens, how.patient, e.compute.stream(), stretch_blocks);
     collect(
         one, from, e.kv.block_tokens(), how,
         [&](const std::vector<page_id>& pages, std::size_t blocks) { return digests_of_pages(e, pages, blocks); },

@@ -38,6 +38,9 @@ public:
 
 using server = basic_server<transformer, cudaStream_t>;
 
+/// Blocks that a server on a GPU asks for at a time: the first are on their way while the next are looked up.
+inline constexpr std::size_t stretch_blocks = 256;
+
 /// As mini_engine::run_alone().
 single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache, const cache_settings* to_open,
                      const single_run_settings& how);

@@ -35,7 +35,7 @@ void chat(const options& o, const weights& w, cudaStream_t stream, std::size_t c
         cache.emplace(settings, e);
         if (cache->wait_for(std::chrono::minutes{1}) == nullptr) throw std::runtime_error("the cache did not open within a minute");
     }
-    server all(e.compute, e.cost, cache ? &*cache : nullptr, chunk, o.always_load, stream);
+    server all(e.compute, e.cost, cache ? &*cache : nullptr, chunk, o.always_load, stream, stretch_blocks);
     const chat_report result = chat_with(o, e.config(), all);
     print_table(result);
     if (!o.json.empty()) write_json(result, o.json);

@@ -138,7 +138,7 @@ class fetcher {
       if (!g.index.memory_busy(node)) {
         if (!g.holds_tokens(ready, ticket.what->block(block))) return refuse_from(next, errc::miss, now);
         if (!ticket.pins_released && g.memory.pins(ready) == 0 && g.memory.pinned_slots() >= state_.pin_limit(g))
-          return refuse_from(next, errc::no_space, now);
+          return state_.loads_under_way != 0 ? false : refuse_from(next, errc::no_space, now);
         state_.decide(g, next, ready, errc::ok, now);
       } else {
         g.waiters[ready].push_back(next);
