@@ -118,6 +118,9 @@ def refusals(folder):
     assert "memory_bytes" in run("--prompt", PROMPT, "--cache-dir", folder / "c", "--memory-bytes", "4KiB", "--always-load", code=1)
     assert "empty" in run("--prompt", "", code=1)
     assert "/dev/null" in run("--prompt", PROMPT, "--cache-dir", "/dev/null/c", "--always-load", code=1)
+    if not pathlib.Path("/dev/nvidia0").exists():
+        text = run("--prompt", "x", "--device", "cuda", code=2)
+        assert "--device cuda: " in text and text.count("\n") == 1, text
     assert "I:J" in run("--prompt", PROMPT, "--compare", "--always-load", "--swap-block", "1", code=1)
 
 
