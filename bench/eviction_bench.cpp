@@ -11,10 +11,20 @@
 // blocks of the request under way and the parents of present blocks. A newcomer is refused when nothing may go.
 // One table also shows the policies without parents pinned, as the literature simulates them.
 
+#include <kvx/admission/always.hpp>
+#include <kvx/admission/frequency_sketch.hpp>
+#include <kvx/admission/prefix_aware.hpp>
+#include <kvx/admission/second_touch.hpp>
+#include <kvx/concepts/admission.hpp>
 #include <kvx/concepts/eviction.hpp>
+#include <kvx/eviction/arc.hpp>
+#include <kvx/eviction/clock.hpp>
 #include <kvx/eviction/fifo.hpp>
+#include <kvx/eviction/gdsf.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/eviction/s3fifo.hpp>
+#include <kvx/eviction/sieve.hpp>
+#include <kvx/eviction/w_tinylfu.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
@@ -31,10 +41,13 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
 namespace {
+
+constexpr std::size_t tokens_per_block = 512;  // as in the public traces; what is before a block makes it dear
 
 struct workload {
   std::vector<std::vector<std::uint32_t>> requests;  // blocks, numbered from 0
@@ -115,64 +128,156 @@ workload generate(std::size_t count) {
   return out;
 }
 
-template <kvx::eviction_policy Policy>
-double prefix_hit_ratio(const workload& work, std::size_t slots, bool pin_parents) {
-  constexpr std::uint32_t nobody = 0xFFFF'FFFFU;
-  Policy policy(slots);
-  std::vector<kvx::slot_index> slot_of(work.distinct, kvx::no_slot);
-  std::vector<std::uint32_t> parent(work.distinct, nobody);
-  std::vector<std::uint32_t> children(work.distinct, 0);
-  std::vector<std::size_t> last_request(work.distinct, 0);
-  std::vector<std::uint32_t> block_in(slots, nobody);
-  std::size_t used = 0;
-  std::size_t hits = 0;
-  for (std::size_t now = 1; now <= work.requests.size(); ++now) {
-    const std::vector<std::uint32_t>& blocks = work.requests[now - 1];
+struct outcome {
+  double hit_ratio = 0;
+  double saved = 0;               // of the cost of computing all blocks, where a token's grows with those before it
+  double writes_per_request = 0;  // blocks
+};
+
+/// One tier under one pair of policies.
+template <kvx::eviction_policy Eviction, kvx::admission_policy Admission>
+class tier_model {
+ public:
+  tier_model(const workload& work, std::size_t slots, bool pin_parents)
+      : slots_(slots),
+        pin_parents_(pin_parents),
+        eviction_(slots),
+        admission_(slots),
+        slot_of_(work.distinct, kvx::no_slot),
+        parent_(work.distinct, nobody),
+        children_(work.distinct, 0),
+        last_request_(work.distinct, 0),
+        block_in_(slots, nobody) {}
+
+  outcome replay(const workload& work) {
+    double cost = 0;
+    for (const std::vector<std::uint32_t>& blocks : work.requests) {
+      ++now_;
+      for (std::size_t i = 0; i < blocks.size(); ++i) cost += cost_of(i);
+      serve(blocks);
+    }
+    return {static_cast<double>(hits_) / static_cast<double>(work.blocks), saved_ / cost,
+            static_cast<double>(writes_) / static_cast<double>(work.requests.size())};
+  }
+
+ private:
+  static constexpr std::uint32_t nobody = 0xFFFF'FFFFU;
+
+  static double cost_of(std::size_t position) {
+    constexpr double double_at = 32'768;
+    return 1 + static_cast<double>(position * tokens_per_block) / double_at;
+  }
+
+  void serve(const std::vector<std::uint32_t>& blocks) {
     std::size_t prefix = 0;
-    while (prefix < blocks.size() && slot_of[blocks[prefix]] != kvx::no_slot) ++prefix;
-    hits += prefix;
-    for (const std::uint32_t block : blocks) last_request[block] = now;
-    const auto pinned = [&](kvx::slot_index slot) {
-      const std::uint32_t block = block_in[slot];
-      return last_request[block] == now || (pin_parents && children[block] != 0);
-    };
+    while (prefix < blocks.size() && slot_of_[blocks[prefix]] != kvx::no_slot) saved_ += cost_of(prefix++);
+    hits_ += prefix;
+    if constexpr (kvx::usage_observer<Admission>) {
+      keys_.clear();
+      for (std::size_t i = prefix; i-- > 0;) keys_.push_back(blocks[i]);
+      admission_.used(keys_);
+    }
+    std::size_t wanted = prefix;  // blocks from here on are refused
+    bool refused = false;
+    for (std::size_t i = prefix; i < blocks.size(); ++i) {
+      last_request_[blocks[i]] = now_;
+      if (slot_of_[blocks[i]] == kvx::no_slot) {
+        const std::uint64_t parent = i == 0 ? nobody : blocks[i - 1];
+        refused |= !admission_.admit(
+            {blocks[i], parent, static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(blocks.size() - i - 1)});
+      }
+      if (!refused) wanted = i + 1;
+    }
+    for (std::size_t i = 0; i < prefix; ++i) last_request_[blocks[i]] = now_;
     for (std::size_t i = blocks.size(); i-- > 0;) {
-      const std::uint32_t block = blocks[i];
-      kvx::slot_index slot = slot_of[block];
-      if (slot != kvx::no_slot) {
-        policy.touch(std::span(&slot, 1));
-        continue;
-      }
-      if (used < slots) {
-        slot = static_cast<kvx::slot_index>(used++);
-      } else {
-        slot = policy.evict(pinned);
-        if (slot == kvx::no_slot) continue;
-        const std::uint32_t victim = block_in[slot];
-        slot_of[victim] = kvx::no_slot;
-        if (parent[victim] != nobody) --children[parent[victim]];
-      }
-      slot_of[block] = slot;
-      block_in[slot] = block;
-      if (i != 0) {
-        parent[block] = blocks[i - 1];
-        ++children[parent[block]];
-      }
-      const kvx::eviction_entry entry{slot, block};
-      policy.insert(std::span(&entry, 1));
+      if (const kvx::slot_index slot = slot_of_[blocks[i]]; slot != kvx::no_slot)
+        eviction_.touch(std::span(&slot, 1));
+      else if (i < wanted)
+        store(blocks, i);
     }
   }
-  return static_cast<double>(hits) / static_cast<double>(work.blocks);
+
+  void store(const std::vector<std::uint32_t>& blocks, std::size_t i) {
+    const std::uint32_t block = blocks[i];
+    kvx::slot_index slot = kvx::no_slot;
+    if (used_ < slots_) {
+      slot = static_cast<kvx::slot_index>(used_++);
+    } else {
+      slot = eviction_.evict([this](kvx::slot_index candidate) {
+        const std::uint32_t held = block_in_[candidate];
+        return last_request_[held] == now_ || (pin_parents_ && children_[held] != 0);
+      });
+      if (slot == kvx::no_slot) return;
+      const std::uint32_t victim = block_in_[slot];
+      slot_of_[victim] = kvx::no_slot;
+      if (parent_[victim] != nobody) --children_[parent_[victim]];
+    }
+    slot_of_[block] = slot;
+    block_in_[slot] = block;
+    if (i != 0) {
+      parent_[block] = blocks[i - 1];
+      ++children_[parent_[block]];
+    }
+    const kvx::eviction_entry entry{slot, block, static_cast<std::uint32_t>(i * tokens_per_block)};
+    eviction_.insert(std::span(&entry, 1));
+    ++writes_;
+  }
+
+  std::size_t slots_;
+  bool pin_parents_;
+  Eviction eviction_;
+  Admission admission_;
+  std::vector<kvx::slot_index> slot_of_;
+  std::vector<std::uint32_t> parent_;
+  std::vector<std::uint32_t> children_;
+  std::vector<std::size_t> last_request_;
+  std::vector<std::uint32_t> block_in_;
+  std::vector<std::uint64_t> keys_;
+  std::size_t now_ = 0;
+  std::size_t used_ = 0;
+  std::size_t hits_ = 0;
+  std::size_t writes_ = 0;
+  double saved_ = 0;
+};
+
+constexpr std::array<std::size_t, 4> percents{1, 5, 10, 25};
+
+template <class Eviction, class Admission>
+outcome replay(const workload& work, std::size_t percent, bool pin_parents) {
+  const std::size_t slots = std::max<std::size_t>(1, work.distinct * percent / 100);
+  return tier_model<Eviction, Admission>(work, slots, pin_parents).replay(work);
 }
 
 template <kvx::eviction_policy Policy>
 void print_hit_ratios(const char* name, const workload& work, bool pin_parents) {
-  std::printf("%-8s", name);
-  for (const std::size_t percent : {1U, 5U, 10U, 25U}) {
-    const std::size_t slots = std::max<std::size_t>(1, work.distinct * percent / 100);
-    std::printf("  %.4f", prefix_hit_ratio<Policy>(work, slots, pin_parents));
+  std::printf("%-10s", name);
+  std::array<double, percents.size()> saved{};
+  for (std::size_t i = 0; i < percents.size(); ++i) {
+    const outcome found = replay<Policy, kvx::always>(work, percents[i], pin_parents);
+    std::printf("  %.4f", found.hit_ratio);
+    saved[i] = found.saved;
+  }
+  std::printf("  |");
+  for (const double share : saved) std::printf("  %.4f", share);
+  std::printf("\n");
+}
+
+template <kvx::eviction_policy Eviction, kvx::admission_policy Admission>
+void print_writes(const char* eviction, const char* admission, const workload& work) {
+  std::printf("%-10s %-16s", eviction, admission);
+  for (const std::size_t percent : percents) {
+    const outcome found = replay<Eviction, Admission>(work, percent, true);
+    std::printf("  %.4f %6.2f", found.hit_ratio, found.writes_per_request);
   }
   std::printf("\n");
+}
+
+template <kvx::eviction_policy Eviction>
+void print_admissions(const char* eviction, const workload& work) {
+  print_writes<Eviction, kvx::always>(eviction, "always", work);
+  print_writes<Eviction, kvx::second_touch>(eviction, "second_touch", work);
+  print_writes<Eviction, kvx::frequency_sketch>(eviction, "frequency_sketch", work);
+  print_writes<Eviction, kvx::prefix_aware>(eviction, "prefix_aware", work);
 }
 
 class stopwatch {
@@ -221,7 +326,21 @@ void print_costs(const char* name) {
   };
   const double none_pinned = replace([](kvx::slot_index) { return false; });
   const double half_pinned = replace([&](kvx::slot_index slot) { return bool{half[slot]}; });
-  std::printf("%-8s  %6.1f  %6.1f  %11.1f  %11.1f\n", name, insert, touch, none_pinned, half_pinned);
+  std::printf("%-10s  %6.1f  %6.1f  %11.1f  %11.1f\n", name, insert, touch, none_pinned, half_pinned);
+}
+
+/// Calls `visit(name, std::type_identity<policy>)` for every policy.
+template <class Visit>
+void for_each_policy(Visit&& visit) {
+  visit("fifo", std::type_identity<kvx::fifo>{});
+  visit("lru", std::type_identity<kvx::lru>{});
+  visit("clock", std::type_identity<kvx::clock>{});
+  visit("sieve", std::type_identity<kvx::sieve>{});
+  visit("s3fifo", std::type_identity<kvx::s3fifo>{});
+  visit("s3fifo 10%", std::type_identity<kvx::s3fifo_share<10>>{});
+  visit("arc", std::type_identity<kvx::arc>{});
+  visit("w_tinylfu", std::type_identity<kvx::w_tinylfu>{});
+  visit("gdsf", std::type_identity<kvx::gdsf>{});
 }
 
 struct options {
@@ -263,16 +382,20 @@ int main(int argc, char** argv) {
                 chosen.trace.empty() ? "generated" : chosen.trace.c_str(), work.requests.size(), work.blocks,
                 work.distinct);
     for (const bool pin_parents : {true, false}) {
-      std::printf("\nprefix hit ratio with slots for 1, 5, 10, 25 %% of the distinct blocks, parents %s\n",
-                  pin_parents ? "pinned" : "not pinned");
-      print_hit_ratios<kvx::fifo>("fifo", work, pin_parents);
-      print_hit_ratios<kvx::lru>("lru", work, pin_parents);
-      print_hit_ratios<kvx::s3fifo>("s3fifo", work, pin_parents);
+      std::printf(
+          "\nprefix hit ratio | share of the computing saved, with slots for 1, 5, 10, 25 %% of the distinct "
+          "blocks, parents %s\n",
+          pin_parents ? "pinned" : "not pinned");
+      for_each_policy([&](const char* name, auto policy) {
+        print_hit_ratios<typename decltype(policy)::type>(name, work, pin_parents);
+      });
     }
+    std::printf("\nprefix hit ratio and blocks written per request at the same capacities, parents pinned\n");
+    print_admissions<kvx::fifo>("fifo", work);
+    print_admissions<kvx::lru>("lru", work);
+    print_admissions<kvx::s3fifo>("s3fifo", work);
     std::printf("\nns per slot, 1000000 slots, random order: insert, touch, evict + insert with none or half pinned\n");
-    print_costs<kvx::fifo>("fifo");
-    print_costs<kvx::lru>("lru");
-    print_costs<kvx::s3fifo>("s3fifo");
+    for_each_policy([](const char* name, auto policy) { print_costs<typename decltype(policy)::type>(name); });
   } catch (const std::exception& problem) {
     std::fprintf(stderr, "eviction_bench: %s\n", problem.what());
     return 1;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/admission/always.hpp>
+#include <kvx/concepts/admission.hpp>
 #include <kvx/detail/cache_core.hpp>
 #include <kvx/detail/leak.hpp>
 #include <kvx/hash/key_chain.hpp>
@@ -27,7 +29,10 @@ namespace kvx {
 /// Stream  load and save take the engine's; nothing synchronises with the host
 /// Errors  the constructor throws kvx::error; after it no call throws but for lack of host memory
 /// Cost    two threads, the I/O backend's threads, options::memory_bytes, about 64 bytes per block on storage
-template <kv_layout Layout, hasher Hasher, eviction_policy Eviction, io_backend Io, class Transfer>
+///
+/// Admission decides per tier which saved blocks are worth a slot; with `always` nobody is asked.
+template <kv_layout Layout, hasher Hasher, eviction_policy Eviction, io_backend Io, class Transfer,
+          admission_policy MemoryAdmission = always, admission_policy StorageAdmission = always>
 requires transfer_engine<Transfer, Layout>
 class cache {
  public:
@@ -36,6 +41,8 @@ class cache {
   using eviction_type = Eviction;
   using io_type = Io;
   using transfer_type = Transfer;
+  using memory_admission_type = MemoryAdmission;
+  using storage_admission_type = StorageAdmission;
   using stream_type = typename Transfer::stream_type;
   using runtime_type = kvx::runtime<Io>;
   using group_block_ids = std::span<const std::span<const block_id>>;
@@ -223,7 +230,8 @@ class cache {
  private:
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
-  using core = detail::cache_core<Layout, Hasher, Eviction, Io, Transfer>;
+  using policies = detail::tier_policies<Eviction, MemoryAdmission, StorageAdmission>;
+  using core = detail::cache_core<Layout, Hasher, policies, Io, Transfer>;
 
   std::shared_ptr<core> core_;
 };

@@ -25,6 +25,7 @@ enum class errc : std::uint8_t {
   dropped,        ///< a save that was given up to protect loads; nothing is lost but the saving
   device_failed,  ///< the GPU, or whatever moves bytes to engine memory, failed
   closed,         ///< the cache is shutting down
+  refused,        ///< a save that the admission policy found not worth its place; nothing is lost but the saving
 };
 
 [[nodiscard]] constexpr std::string_view to_string(errc code) noexcept {
@@ -51,6 +52,8 @@ enum class errc : std::uint8_t {
       return "device failed";
     case errc::closed:
       return "closed";
+    case errc::refused:
+      return "refused";
   }
   return "unknown";
 }

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::s3fifo);
+TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::s3fifo, kvx::s3fifo_share<10>);
 
 using kvx_test::slots_from;
 
@@ -91,4 +91,17 @@ TEST_CASE("s3fifo: the main queue gives up first while the small one is below it
     while (policy.evict([](kvx::slot_index) { return false; }) != used) ++before;
     CHECK(before == expected.evicted_before);
   }
+}
+
+TEST_CASE("s3fifo: the share of the small queue is a type's as well") {
+  kvx::s3fifo_share<10> policy(10);
+  for (kvx::slot_index slot = 0; slot < 10; ++slot) {
+    const kvx::eviction_entry entry{slot, slot};
+    policy.insert(std::span(&entry, 1));
+  }
+  const kvx::slot_index used = 0;
+  policy.touch(std::span(&used, 1));
+  unsigned before = 0;
+  while (policy.evict([](kvx::slot_index) { return false; }) != used) ++before;
+  CHECK(before == 9);
 }

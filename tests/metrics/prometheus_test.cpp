@@ -220,12 +220,12 @@ TEST_CASE("every cell of the live struct reaches its own cell of the snapshot an
   CHECK(seen.size() == next - 1);
   CHECK(*seen.rbegin() == next - 1);
   // A member that the list forgot: these stop compiling when one is added, and then the count below must follow.
-  [[maybe_unused]] const auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15] = plain.memory;
-  [[maybe_unused]] const auto& [o1, o2, o3, o4, o5, o6] = plain.match;
+  [[maybe_unused]] const auto& [t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16] = plain.memory;
+  [[maybe_unused]] const auto& [o1, o2, o3, o4, o5, o6, o7] = plain.match;
   [[maybe_unused]] const auto& [b1, b2, b3, b4] = plain.breaker_load;
   [[maybe_unused]] const auto& [l1, l2, l3, l4, l5, l6] = plain.latency;
   [[maybe_unused]] const auto& [m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13] = plain;
-  CHECK(next - 1 == 2 * 15 + 4 * 6 + 2 * 4 + 6 + 4);
+  CHECK(next - 1 == 2 * 16 + 4 * 7 + 2 * 4 + 6 + 4);
   std::set<double> values;
   const strict_parser parsed{kvx::to_prometheus(plain)};
   for (const auto& [name, f] : parsed.families) {
@@ -364,6 +364,7 @@ TEST_CASE("the names are what dashboards were built on") {
                                        "kvx_stored_blocks_total",
                                        "kvx_evicted_blocks_total",
                                        "kvx_dropped_blocks_total",
+                                       "kvx_refused_blocks_total",
                                        "kvx_damaged_blocks_total",
                                        "kvx_timed_out_blocks_total",
                                        "kvx_errors_total",
@@ -377,6 +378,7 @@ TEST_CASE("the names are what dashboards were built on") {
                                        "kvx_operation_timed_out_blocks_total",
                                        "kvx_operation_cancelled_blocks_total",
                                        "kvx_operation_dropped_blocks_total",
+                                       "kvx_operation_refused_blocks_total",
                                        "kvx_breaker_state",
                                        "kvx_breaker_opened_total",
                                        "kvx_breaker_half_opened_total",

@@ -16,6 +16,8 @@ struct eviction_entry {
   slot_index slot = no_slot;
   /// 64 bits of the key, for policies that remember what they evicted.
   std::uint64_t key = 0;
+  /// Tokens of its prompt before the block, for policies that weigh what computing it again would cost.
+  std::uint32_t past_tokens = 0;
 };
 
 /// Decides which slot of a tier to give up next.

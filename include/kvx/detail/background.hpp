@@ -18,16 +18,16 @@ namespace kvx::detail {
 /// The pump seals and submits writes, follows copies, acts on deadlines and delivers events; it never waits
 /// for storage. The keeper flushes journals, claims and reclaims extents, beats the heart and probes a
 /// breaker that is open; it may wait for storage, and nobody waits for it but tickets that ask for `stored`.
-template <class Hasher, class Eviction, class Io, class Layout, class Transfer>
+template <class Hasher, class Policies, class Io, class Layout, class Transfer>
 class background {
  public:
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using clock = std::chrono::steady_clock;
 
-  using fetcher_type = fetcher<Hasher, Eviction, Io>;
-  using loader_type = loader<Hasher, Eviction, Io, Layout, Transfer>;
-  using saver_type = saver<Hasher, Eviction, Io, typename Transfer::operation>;
+  using fetcher_type = fetcher<Hasher, Policies, Io>;
+  using loader_type = loader<Hasher, Policies, Io, Layout, Transfer>;
+  using saver_type = saver<Hasher, Policies, Io, typename Transfer::operation>;
 
   background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save)
       : state_(state), fetch_(fetch), load_(load), save_(save) {}

@@ -13,13 +13,13 @@ namespace kvx::detail {
 
 /// The parts of a cache, put together. Tickets refer to it weakly; it is leaked whole when something outside
 /// (the kernel, a device) may still write what it owns.
-template <class Layout, class Hasher, class Eviction, class Io, class Transfer>
+template <class Layout, class Hasher, class Policies, class Io, class Transfer>
 struct cache_core final : ticket_owner {
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
-  using saver_type = saver<Hasher, Eviction, Io, typename Transfer::operation>;
+  using saver_type = saver<Hasher, Policies, Io, typename Transfer::operation>;
   using ids_of_groups = std::span<const std::span<const block_id>>;
 
   cache_core(const options& configured, Layout engine_layout, std::shared_ptr<kvx::runtime<Io>> shared,
@@ -51,11 +51,11 @@ struct cache_core final : ticket_owner {
   const Layout layout;
   Transfer transfer;
   state_type state;
-  matcher<Hasher, Eviction, Io, Layout> match;
-  fetcher<Hasher, Eviction, Io> fetch;
-  loader<Hasher, Eviction, Io, Layout, Transfer> load;
+  matcher<Hasher, Policies, Io, Layout> match;
+  fetcher<Hasher, Policies, Io> fetch;
+  loader<Hasher, Policies, Io, Layout, Transfer> load;
   saver_type save;
-  background<Hasher, Eviction, Io, Layout, Transfer> threads;
+  background<Hasher, Policies, Io, Layout, Transfer> threads;
 
   [[nodiscard]] prefetch_ticket prefetch(plan what, std::size_t first, std::weak_ptr<ticket_owner> self) {
     state.metrics.prefetch.calls.add();
@@ -76,7 +76,7 @@ struct cache_core final : ticket_owner {
       state.complete(ticket->id(), completion::operation::prefetch, {});
       return {ticket, std::move(self)};
     }
-    typename fetcher<Hasher, Eviction, Io>::requests requests;
+    typename fetcher<Hasher, Policies, Io>::requests requests;
     {
       const std::lock_guard lock(state.mutex);
       fetch.enqueue(ticket);
@@ -326,6 +326,7 @@ struct cache_core final : ticket_owner {
       at.digest_bytes = digest_type::size();
       state.groups.push_back(std::make_unique<group_type>(shapes[g], store::slot_identity{who, where, Hasher::id},
                                                           *memory_part, o.root.empty() ? nullptr : &at));
+      state.groups.back()->chained = layout.kind(g) == attention_kind::full;
     }
   }
 

@@ -8,6 +8,7 @@
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/breaker.hpp>
 #include <kvx/detail/random.hpp>
+#include <kvx/detail/tier_policies.hpp>
 #include <kvx/index.hpp>
 #include <kvx/metrics/counters.hpp>
 #include <kvx/metrics/throughput.hpp>
@@ -56,24 +57,32 @@ struct slot_waiter {
 };
 
 /// Everything of one layer group: where its blocks are, and in which order to give them up.
-template <class Digest, class Eviction>
+template <class Digest, class Policies>
 struct group_state {
+  using eviction = typename Policies::eviction;
+
   group_state(store::slot_geometry shape, store::slot_identity who, std::span<std::byte> memory_bytes,
               const store::store_options* storage_options)
       : geometry(std::move(shape)),
         identity(who),
         memory(memory_bytes, geometry.stride),
         storage(storage_options != nullptr
-                    ? std::make_unique<storage_tier<Eviction>>(*storage_options, identity, geometry)
+                    ? std::make_unique<storage_tier<eviction>>(*storage_options, identity, geometry)
                     : nullptr),
+        memory_admission(memory.capacity()),
+        storage_admission(storage ? storage->capacity() : 0),
         index(most_nodes(), secret()),
         tokens_(memory.capacity() * geometry.token_capacity),
         has_tokens_(memory.capacity(), false) {}
 
   store::slot_geometry geometry;
   store::slot_identity identity;
-  memory_tier<Eviction> memory;
-  std::unique_ptr<storage_tier<Eviction>> storage;
+  memory_tier<eviction> memory;
+  std::unique_ptr<storage_tier<eviction>> storage;
+  [[no_unique_address]] tier_admission<typename Policies::memory_admission> memory_admission;
+  [[no_unique_address]] tier_admission<typename Policies::storage_admission> storage_admission;
+  // A resume needs every block before, so that one without its parent is of no use.
+  bool chained = true;
   block_index<Digest> index;
   std::unordered_map<slot_index, std::vector<slot_waiter>> waiters;
   // When nothing could be evicted, looking again at once would cost a walk over all slots for each block.
@@ -105,11 +114,16 @@ struct group_state {
   [[nodiscard]] std::byte* payload(slot_index slot) const noexcept {
     return memory.bytes(slot).data() + geometry.header_bytes;
   }
-  [[nodiscard]] eviction_entry entry_of(slot_index slot, node_id node) const noexcept {
-    const Digest key = index.key(node);
+  /// Shape   block: its position in the prompt
+  [[nodiscard]] eviction_entry entry_of(slot_index slot, node_id node, std::size_t block) const noexcept {
+    return {slot, bits_of(index.key(node)), static_cast<std::uint32_t>(block * geometry.token_capacity)};
+  }
+  /// What policies are told of a key.
+  template <class Key>
+  [[nodiscard]] static std::uint64_t bits_of(const Key& key) noexcept {
     std::uint64_t bits = 0;
     std::memcpy(&bits, key.bytes.data(), sizeof bits);
-    return {slot, bits};
+    return bits;
   }
 
  private:
@@ -120,11 +134,11 @@ struct group_state {
 
 /// What the parts of a cache share. `mutex` guards everything that is not atomic or constant; it is never
 /// held during I/O, copies or hashing.
-template <class Hasher, class Eviction, class Io>
+template <class Hasher, class Policies, class Io>
 struct core_state {
   using clock = std::chrono::steady_clock;
   using digest_type = typename Hasher::digest_type;
-  using group_type = group_state<digest_type, Eviction>;
+  using group_type = group_state<digest_type, Policies>;
 
   core_state(options configured, std::shared_ptr<kvx::runtime<Io>> shared)
       : opts(std::move(configured)),

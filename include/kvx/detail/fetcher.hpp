@@ -13,10 +13,10 @@ namespace kvx::detail {
 ///
 /// A prefetch's blocks wait in a queue, front first, and are started while the window of bytes in I/O and
 /// the memory allow. A block that somebody else is bringing is joined, not read twice.
-template <class Hasher, class Eviction, class Io>
+template <class Hasher, class Policies, class Io>
 class fetcher {
  public:
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
@@ -264,7 +264,7 @@ class fetcher {
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
-      g.memory.publish(g.entry_of(r.slot, r.node));
+      g.memory.publish(g.entry_of(r.slot, r.node, r.block));
       g.keep_tokens(r.slot, r.what->block(r.block));
       g.index.set_memory(r.node, r.slot, false);
       state_.metrics.memory.stored.add();

@@ -6,10 +6,10 @@
 namespace kvx::detail {
 
 /// Copies verified blocks from memory into the engine's pages, and keeps them there until the copies ended.
-template <class Hasher, class Eviction, class Io, class Layout, class Transfer>
+template <class Hasher, class Policies, class Io, class Layout, class Transfer>
 class loader {
  public:
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
@@ -147,6 +147,7 @@ class loader {
 
   void touch(group_type& group, std::vector<slot_index>& slots) {
     std::reverse(slots.begin(), slots.end());
+    tell_admission(group, slots);
     group.memory.touch(slots);
     if (!group.storage) return;
     std::vector<slot_index> places;
@@ -155,6 +156,16 @@ class loader {
       if (place != no_slot && group.storage->published(place)) places.push_back(place);
     }
     group.storage->touch(places);
+  }
+
+  static void tell_admission(group_type& group, std::span<const slot_index> slots) {
+    if constexpr (decltype(group.memory_admission)::asks || decltype(group.storage_admission)::asks) {
+      std::vector<std::uint64_t> keys;
+      for (const slot_index slot : slots)
+        keys.push_back(group_type::bits_of(group.index.key(group.memory.node_of(slot))));
+      group.memory_admission.used(keys);
+      group.storage_admission.used(keys);
+    }
   }
 
   state_type& state_;

@@ -13,10 +13,10 @@ namespace kvx::detail {
 enum class matching : std::uint8_t { worth_loading, available };
 
 /// Finds which prefix of a prompt is cached, and how much of it is worth loading. Takes no lock.
-template <class Hasher, class Eviction, class Io, class Layout>
+template <class Hasher, class Policies, class Io, class Layout>
 class matcher {
  public:
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
 

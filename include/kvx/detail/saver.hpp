@@ -13,10 +13,10 @@ namespace kvx::detail {
 /// A save is copied (the transfer engine), published in memory, sealed (header and digests), written, and
 /// logged in the journal. Sealing runs on the pump thread; what storage cannot take in time is dropped:
 /// the block stays in memory, and only the saving is lost.
-template <class Hasher, class Eviction, class Io, class Operation>
+template <class Hasher, class Policies, class Io, class Operation>
 class saver {
  public:
-  using state_type = core_state<Hasher, Eviction, Io>;
+  using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
@@ -27,8 +27,10 @@ class saver {
   struct copy {
     std::size_t entry = 0;
     std::uint16_t group = 0;
+    std::size_t block = 0;  // position in the prompt
     node_id node = no_node;
     slot_index slot = no_slot;
+    digest_type key{};
     block_key parent{};
     std::vector<token_id> tokens;
     std::vector<std::byte> extra;
@@ -55,19 +57,27 @@ class saver {
       return std::nullopt;
     }
     const std::span<const token_id> tokens = from.tokens(block);
-    copy made{entry, group, no_node, no_slot, from.parent(block), {tokens.begin(), tokens.end()}, std::move(extra)};
+    copy made{entry,           group, block, no_node, no_slot, key, from.parent(block), {tokens.begin(), tokens.end()},
+              std::move(extra)};
     if (const node_id known = g.index.find(key);
         known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
       made.node = known;
       made.slot = g.index.memory_slot(known);
       // An earlier save of it may have been dropped on its way to storage.
       const bool only_in_memory = g.storage && g.index.storage_slot(known) == no_slot;
-      if (only_in_memory && !g.index.memory_busy(known) && !g.memory.dirty(made.slot))
+      if (!only_in_memory || g.index.memory_busy(known) || g.memory.dirty(made.slot))
+        decide(*ticket, entry, errc::ok);
+      else if (wanted_on_storage(g, *ticket, made))
         await_write(g, ticket, std::move(made));
       else
-        decide(*ticket, entry, errc::ok);
+        refuse(*ticket, entry, tier::storage);
       return std::nullopt;
     }
+    if (!wanted_in_memory(g, *ticket, made)) {
+      refuse(*ticket, entry, tier::memory);
+      return std::nullopt;
+    }
+    const bool to_storage = wanted_on_storage(g, *ticket, made);
     const slot_index slot = state_.take_memory_slot(g, io_class::save, now);
     if (slot == no_slot) {
       drop(*ticket, entry);
@@ -82,6 +92,8 @@ class saver {
     }
     g.memory.assign(slot, node);
     g.index.set_memory(node, slot, true);
+    // From now on, so that the blocks behind it know.
+    g.memory.set_dirty(slot, to_storage);
     g.keep_tokens(slot, tokens);
     made.node = node;
     made.slot = slot;
@@ -227,7 +239,6 @@ class saver {
   struct pending_write {
     std::shared_ptr<save_state> ticket;
     copy what;
-    digest_type key{};
   };
   struct write {
     saver* owner = nullptr;
@@ -250,6 +261,9 @@ class saver {
       case errc::dropped:
         state_.metrics.save.dropped_blocks.add();
         break;
+      case errc::refused:
+        state_.metrics.save.refused_blocks.add();
+        break;
       case errc::cancelled:
         state_.metrics.save.cancelled_blocks.add();
         break;
@@ -267,10 +281,47 @@ class saver {
     decide(ticket, entry, errc::dropped);
   }
 
+  void refuse(save_state& ticket, std::size_t entry, tier where) {
+    state_.metrics.of(where).refused.add();
+    decide(ticket, entry, errc::refused);
+  }
+
+  [[nodiscard]] admission_candidate candidate(const save_state& ticket, const copy& c) const {
+    const std::size_t behind = (ticket.entries() - 1 - c.entry) / state_.groups.size();
+    return {group_type::bits_of(c.key), group_type::bits_of(c.parent), static_cast<std::uint32_t>(c.block),
+            static_cast<std::uint32_t>(behind)};
+  }
+  template <class Fits>
+  [[nodiscard]] static bool parent_fits(const group_type& g, const copy& c, Fits&& fits) {
+    if (c.block == 0 || !g.chained) return true;
+    const node_id parent = g.index.find(from_block_key<digest_type>(c.parent));
+    return parent != no_node && fits(parent);
+  }
+  [[nodiscard]] bool wanted_in_memory(group_type& g, const save_state& ticket, const copy& c) {
+    if constexpr (decltype(g.memory_admission)::asks) {
+      const bool reachable = parent_fits(g, c, [&](node_id parent) {
+        return g.index.memory_slot(parent) != no_slot || g.index.storage_slot(parent) != no_slot;
+      });
+      return g.memory_admission.admit(candidate(ticket, c), reachable);
+    }
+    return true;
+  }
+  [[nodiscard]] bool wanted_on_storage(group_type& g, const save_state& ticket, const copy& c) {
+    if (!g.storage) return false;
+    if constexpr (decltype(g.storage_admission)::asks) {
+      const bool reachable = parent_fits(g, c, [&](node_id parent) {
+        const slot_index slot = g.index.memory_slot(parent);
+        return g.index.storage_slot(parent) != no_slot || (slot != no_slot && g.memory.dirty(slot));
+      });
+      return g.storage_admission.admit(candidate(ticket, c), reachable);
+    }
+    return true;
+  }
+
   void publish(job& j, clock::time_point now) {
     for (const copy& c : j.copies) {
       group_type& g = *state_.groups[c.group];
-      g.memory.publish(g.entry_of(c.slot, c.node));
+      g.memory.publish(g.entry_of(c.slot, c.node, c.block));
       g.index.set_memory(c.node, c.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();
@@ -280,23 +331,23 @@ class saver {
     }
     for (copy& c : j.copies) {
       group_type& g = *state_.groups[c.group];
-      if (!g.storage) {
+      if (!g.storage)
         decide(*j.ticket, c.entry, errc::ok);
-        continue;
-      }
-      await_write(g, j.ticket, std::move(c));
+      else if (g.memory.dirty(c.slot))
+        await_write(g, j.ticket, std::move(c));
+      else
+        refuse(*j.ticket, c.entry, tier::storage);
     }
   }
 
   void await_write(group_type& g, const std::shared_ptr<save_state>& ticket, copy what) {
     g.memory.set_dirty(what.slot, true);
-    const digest_type key = g.index.key(what.node);
-    waiting_.push_back({ticket, std::move(what), key});
+    waiting_.push_back({ticket, std::move(what)});
   }
 
   // Memory may have given the block up since, and its slot and node may be somebody else's now.
   [[nodiscard]] bool still_there(const group_type& g, const pending_write& p) const {
-    return g.index.find(p.key) == p.what.node && g.index.memory_slot(p.what.node) == p.what.slot &&
+    return g.index.find(p.what.key) == p.what.node && g.index.memory_slot(p.what.node) == p.what.slot &&
            !g.index.memory_busy(p.what.node) && g.index.storage_slot(p.what.node) == no_slot;
   }
 
@@ -329,7 +380,7 @@ class saver {
   void start(std::unique_lock<std::mutex>& lock, group_type& g, slot_index place) {
     auto* w = new write{this, &g,          std::move(waiting_.front().ticket), std::move(waiting_.front().what), place,
                         0,    clock::now()};
-    const block_key key = to_block_key(waiting_.front().key);
+    const block_key key = to_block_key(waiting_.front().what.key);
     waiting_.pop_front();
     const auto target = g.storage->store().prepare_write(place);
     if (!target) {
@@ -395,7 +446,7 @@ class saver {
       state_.metrics.storage.stored.add();
       state_.metrics.storage.blocks.add();
       g.index.set_storage(w->what.node, w->place, false);
-      g.storage->publish(g.entry_of(w->place, w->what.node));
+      g.storage->publish(g.entry_of(w->place, w->what.node, w->what.block));
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
       if (closed_)
         decide(*w->ticket, w->what.entry, errc::closed);

@@ -39,6 +39,20 @@ class slot_lists {
     at(from.newer).older = from.older;
   }
 
+  /// The next newer one of its list, `no_slot` for the newest.
+  [[nodiscard]] slot_index newer(slot_index slot) const noexcept {
+    const slot_index next = links_[slot].newer;
+    return next < slots_ ? next : no_slot;
+  }
+
+  /// Precondition: `slot` is in no list, `next` in one; `slot` becomes the next older one.
+  void push_before(slot_index next, slot_index slot) noexcept {
+    const slot_index older = at(next).older;
+    at(slot) = {older, next};
+    at(older).newer = slot;
+    at(next).older = slot;
+  }
+
   void move_to_newest(std::size_t list, slot_index slot) noexcept {
     remove(slot);
     push_newest(list, slot);

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/detail/count_min_sketch.hpp>
+#include <kvx/detail/ghost_table.hpp>
+#include <kvx/detail/slot_lists.hpp>
+#include <kvx/types.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvx {
+
+/// Lets a newcomer take the place of an older slot only if it was seen more often.
+///
+/// Newcomers enter a small window in the order of the last use. What leaves it competes with the main part's next
+/// victim, and the one that the sketch of past uses has seen less often is given up; the newcomer at a tie. Of two that
+/// came in one batch the deeper one goes, which came first. The main part is segmented: what is used there is
+/// protected, for at most four fifths of it. Pinned slots that are due are set aside in order within their part, and
+/// looked at first.
+/// Units   window_percent: of the slots
+/// Thread  one caller at a time
+/// Cost    O(1) per slot; evict: amortised O(1) while a slot that is not set aside may be evicted; 22 to 30 bytes per
+///         slot, the sketch included
+/// Source  Einziger et al., TinyLFU: a highly efficient cache admission policy, ACM TOS 2017
+class w_tinylfu {
+ public:
+  explicit w_tinylfu(std::size_t slots, unsigned window_percent = 1)
+      : lists_(slots, 5),
+        keys_(slots),
+        states_(slots),
+        seen_(slots, 10 * slots),
+        window_target_(std::max<std::size_t>(1, slots * window_percent / 100)),
+        protected_target_((slots - std::min(slots, window_target_)) * 4 / 5) {}
+
+  void insert(std::span<const eviction_entry> entries) noexcept {
+    ++batch_;
+    for (const eviction_entry& entry : entries) {
+      keys_[entry.slot] = detail::ghost_table::shorten(entry.key);
+      states_[entry.slot].batch = batch_;
+      seen_.add(keys_[entry.slot]);
+      enter(window, entry.slot);
+      // Nothing had to go: the window's oldest need not compete.
+      const slot_index oldest = lists_.oldest(window);
+      if (sizes_[window] > window_target_ && oldest != no_slot) move(probation, oldest);
+    }
+    size_ += entries.size();
+  }
+  void touch(std::span<const slot_index> slots) noexcept {
+    for (const slot_index slot : slots) {
+      seen_.add(keys_[slot]);
+      const std::uint8_t from = states_[slot].list;
+      move(part_of(from) == window ? window : guarded, slot);
+      const slot_index demoted = lists_.oldest(guarded);
+      if (sizes_[guarded] > protected_target_ && demoted != no_slot) move(probation, demoted);
+    }
+  }
+  void erase(slot_index slot) noexcept {
+    leave(slot);
+    --size_;
+  }
+
+  template <class Pinned>
+  [[nodiscard]] slot_index evict(Pinned&& pinned) {
+    slot_index slot = compete(detail::parked_tries, pinned);
+    if (slot == no_slot) slot = next_of(window, window_aside, detail::parked_tries, pinned);
+    if (slot == no_slot) slot = compete(size_, pinned);
+    if (slot == no_slot) slot = next_of(window, window_aside, size_, pinned);
+    if (slot == no_slot) return no_slot;
+    leave(slot);
+    --size_;
+    return slot;
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+ private:
+  static constexpr std::uint8_t window = 0;
+  static constexpr std::uint8_t probation = 1;
+  static constexpr std::uint8_t guarded = 2;
+  static constexpr std::uint8_t window_aside = 3;
+  static constexpr std::uint8_t main_aside = 4;
+
+  struct state {
+    std::uint8_t list = window;
+    std::uint8_t batch = 0;
+  };
+
+  [[nodiscard]] static std::uint8_t part_of(std::uint8_t list) noexcept { return list == window_aside ? window : list; }
+  void enter(std::uint8_t list, slot_index slot) noexcept {
+    lists_.push_newest(list, slot);
+    states_[slot].list = list;
+    ++sizes_[part_of(list)];
+  }
+  void leave(slot_index slot) noexcept {
+    lists_.remove(slot);
+    --sizes_[part_of(states_[slot].list)];
+  }
+  void move(std::uint8_t list, slot_index slot) noexcept {
+    leave(slot);
+    enter(list, slot);
+  }
+
+  // The slot to give up, still in its list; a newcomer that wins is in the main part afterwards.
+  template <class Pinned>
+  [[nodiscard]] slot_index compete(std::size_t tries, Pinned& pinned) {
+    slot_index victim = next_of(probation, main_aside, tries, pinned);
+    if (victim == no_slot) victim = next_of(guarded, main_aside, 0, pinned);
+    if (sizes_[window] < window_target_) return victim;
+    const slot_index newcomer = next_of(window, window_aside, tries, pinned);
+    if (newcomer == no_slot || victim == no_slot) return newcomer == no_slot ? victim : newcomer;
+    const bool same_batch = states_[newcomer].batch == states_[victim].batch;
+    if (!same_batch && seen_.count(keys_[newcomer]) <= seen_.count(keys_[victim])) return newcomer;
+    move(probation, newcomer);
+    return victim;
+  }
+
+  // The next slot of a list that may go, those set aside first; still in its list.
+  template <class Pinned>
+  [[nodiscard]] slot_index next_of(std::uint8_t list, std::uint8_t aside, std::size_t tries, Pinned& pinned) {
+    for (; tries != 0; --tries) {
+      const slot_index slot = lists_.oldest(aside);
+      if (slot == no_slot) break;
+      if (!pinned(slot)) return slot;
+      lists_.move_to_newest(aside, slot);
+    }
+    for (slot_index slot = lists_.oldest(list); slot != no_slot; slot = lists_.oldest(list)) {
+      if (!pinned(slot)) return slot;
+      move(aside, slot);
+    }
+    return no_slot;
+  }
+
+  detail::slot_lists lists_;
+  std::vector<std::uint32_t> keys_;
+  std::vector<state> states_;
+  detail::count_min_sketch seen_;
+  std::size_t window_target_;
+  std::size_t protected_target_;
+  std::array<std::size_t, 5> sizes_{};
+  std::size_t size_ = 0;
+  std::uint8_t batch_ = 0;
+};
+
+static_assert(eviction_policy<w_tinylfu>);
+
+}  // namespace kvx

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "conformance.hpp"
+
+#include <kvx/eviction/arc.hpp>
+
+TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::arc);
+
+using kvx_test::slots_from;
+
+TEST_CASE("arc: what was used twice outlives a scan of newcomers") {
+  constexpr std::size_t slots = 100;
+  kvx_test::checked_policy<kvx::arc> policy(slots);
+  policy.insert(slots_from(0, slots));
+  policy.touch(slots_from(0, 40));
+  for (int newcomer = 0; newcomer < 1000; ++newcomer) {
+    const kvx::slot_index slot = policy.evict();
+    REQUIRE(slot >= 40);
+    policy.insert({slot});
+  }
+}
+
+TEST_CASE("arc: what comes back after it was given up counts as used twice") {
+  constexpr std::size_t slots = 100;
+  kvx_test::checked_policy<kvx::arc> policy(slots);
+  policy.insert(slots_from(0, slots), 1000);  // slot s holds key 1000 + s
+  policy.touch(slots_from(90, 10));           // so that something may be remembered of the others
+  const kvx::slot_index first = policy.evict();
+  REQUIRE(first == 0);
+  policy.insert({first}, 1000);
+  for (int newcomer = 0; newcomer < 300; ++newcomer) {
+    const kvx::slot_index slot = policy.evict();
+    REQUIRE(slot != first);
+    policy.insert({slot});
+  }
+}
+
+TEST_CASE("arc: keys that come back from one half enlarge it at the other's cost") {
+  constexpr std::size_t slots = 100;
+  kvx_test::checked_policy<kvx::arc> policy(slots);
+  std::vector<std::uint64_t> key_in(slots);
+  const auto put = [&](kvx::slot_index slot, std::uint64_t key) {
+    policy.insert({slot}, key);
+    key_in[slot] = key;
+  };
+  for (kvx::slot_index slot = 0; slot < slots; ++slot) put(slot, 1 + slot);
+  policy.touch(slots_from(50, 50));
+  // Each newcomer that was given up comes back 20 later, so that the target for them grows.
+  std::vector<std::uint64_t> given_up;
+  std::uint64_t fresh = 1'000'000;
+  std::set<std::uint64_t> from_often;
+  for (int step = 0; step < 400; ++step) {
+    const kvx::slot_index slot = policy.evict();
+    if (key_in[slot] > 50 && key_in[slot] <= 100) from_often.insert(key_in[slot]);
+    given_up.push_back(key_in[slot]);
+    if (step % 2 == 0 && given_up.size() > 40)
+      put(slot, given_up[given_up.size() - 40]);
+    else
+      put(slot, fresh++);
+  }
+  CHECK(from_often.size() == 50);  // all of it gave way
+  CHECK(policy.size() == slots);
+}
+
+TEST_CASE("arc: the half whose turn it is gives up in the order of the last use") {
+  kvx_test::checked_policy<kvx::arc> policy(6);
+  policy.insert({0, 1, 2, 3, 4, 5});
+  policy.touch({4, 1});
+  policy.touch({4});
+  CHECK(policy.evict_all() == std::vector<kvx::slot_index>{0, 2, 3, 5, 1, 4});
+}
+
+TEST_CASE("arc: a pinned slot that was passed over goes first once it is free, unless it was used") {
+  kvx_test::checked_policy<kvx::arc> policy(6);
+  policy.insert({0, 1, 2, 3, 4, 5});
+  for (const kvx::slot_index slot : {0U, 1U}) policy.pin(slot, true);
+  CHECK(policy.evict() == 2);
+  policy.touch({1});
+  policy.pin_all(false);
+  CHECK(policy.evict_all() == std::vector<kvx::slot_index>{0, 3, 4, 5, 1});
+}
