@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "allocations.hpp"
+
 // What every eviction policy promises, whatever its order. A new policy is tested by three lines:
 //
 //   #include "conformance.hpp"
@@ -264,6 +266,27 @@ TEST_CASE_TEMPLATE_DEFINE("eviction policy", Policy, eviction_conformance) {
     for (std::uint32_t seed = 100; seed < 110; ++seed) {
       CHECK(run_randomly<Policy>(seed, 30, 2000) == run_randomly<Policy>(seed, 30, 2000));
     }
+  }
+  SUBCASE("nothing is allocated after the constructor") {
+    constexpr std::size_t slots = 300;
+    std::mt19937 random(5);
+    std::vector<kvx::eviction_entry> entries;
+    for (kvx::slot_index slot = 0; slot < slots; ++slot) entries.push_back({slot, 1'000U + slot});
+    const std::vector<kvx::slot_index> all = slots_from(0, slots);
+    Policy policy(slots);
+    const std::size_t before = allocations.load();
+    policy.insert(entries);
+    for (std::uint64_t step = 0; step < 5 * slots; ++step) {
+      policy.touch(std::span(all).subspan(random() % slots, 1));
+      const kvx::slot_index slot = policy.evict([step](kvx::slot_index asked) { return asked % 3 == step % 3; });
+      if (slot == kvx::no_slot) continue;
+      // Some keys come back, some soon and some after long.
+      const kvx::eviction_entry entry{slot, 1'000U + random() % (4 * slots), static_cast<std::uint32_t>(step)};
+      policy.insert(std::span(&entry, 1));
+    }
+    policy.erase(7);
+    const std::size_t after = allocations.load();
+    CHECK(after == before);
   }
   SUBCASE("a moved policy goes on where it was") {
     Policy from(4);

@@ -25,7 +25,7 @@ TEST_CASE("w_tinylfu: a newcomer that was seen less often than the victim is giv
   constexpr std::size_t slots = 100;
   keyed_policy cache(slots);
   for (kvx::slot_index slot = 0; slot < slots; ++slot) cache.put(slot, 1 + slot);
-  for (int uses = 0; uses < 3; ++uses) cache.policy.touch(slots_from(0, slots));
+  for (int uses = 0; uses < 8; ++uses) cache.policy.touch(slots_from(0, slots));
   // The last one is in the window, like the newcomers that follow it: all others stay.
   std::size_t kept = 0;
   std::uint64_t fresh = 1000;

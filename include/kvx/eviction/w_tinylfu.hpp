@@ -25,7 +25,7 @@ namespace kvx {
 /// looked at first.
 /// Units   window_percent: of the slots
 /// Thread  one caller at a time
-/// Cost    O(1) per slot; evict: amortised O(1) while a slot that is not set aside may be evicted; 22 to 30 bytes per
+/// Cost    O(1) per slot; evict: amortised O(1) while a slot that is not set aside may be evicted; 24 to 32 bytes per
 ///         slot, the sketch included
 /// Source  Einziger et al., TinyLFU: a highly efficient cache admission policy, ACM TOS 2017
 class w_tinylfu {
@@ -42,10 +42,10 @@ class w_tinylfu {
     ++batch_;
     for (const eviction_entry& entry : entries) {
       keys_[entry.slot] = detail::ghost_table::shorten(entry.key);
-      states_[entry.slot].batch = batch_;
+      states_[entry.slot].batch = batch_ & 0x1FFF'FFFFU;
       seen_.add(keys_[entry.slot]);
       enter(window, entry.slot);
-      // Nothing had to go: the window's oldest need not compete.
+      // There was room, or the window's oldest could not compete, being pinned.
       const slot_index oldest = lists_.oldest(window);
       if (sizes_[window] > window_target_ && oldest != no_slot) move(probation, oldest);
     }
@@ -54,8 +54,7 @@ class w_tinylfu {
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) {
       seen_.add(keys_[slot]);
-      const std::uint8_t from = states_[slot].list;
-      move(part_of(from) == window ? window : guarded, slot);
+      move(part_of(states_[slot].list) == window ? window : guarded, slot);
       const slot_index demoted = lists_.oldest(guarded);
       if (sizes_[guarded] > protected_target_ && demoted != no_slot) move(probation, demoted);
     }
@@ -86,14 +85,16 @@ class w_tinylfu {
   static constexpr std::uint8_t main_aside = 4;
 
   struct state {
-    std::uint8_t list = window;
-    std::uint8_t batch = 0;
+    std::uint32_t list : 3;
+    std::uint32_t batch : 29;
   };
 
-  [[nodiscard]] static std::uint8_t part_of(std::uint8_t list) noexcept { return list == window_aside ? window : list; }
+  [[nodiscard]] static std::uint32_t part_of(std::uint32_t list) noexcept {
+    return list == window_aside ? window : list;
+  }
   void enter(std::uint8_t list, slot_index slot) noexcept {
     lists_.push_newest(list, slot);
-    states_[slot].list = list;
+    states_[slot].list = list & 7U;
     ++sizes_[part_of(list)];
   }
   void leave(slot_index slot) noexcept {
@@ -113,8 +114,8 @@ class w_tinylfu {
     if (sizes_[window] < window_target_) return victim;
     const slot_index newcomer = next_of(window, window_aside, tries, pinned);
     if (newcomer == no_slot || victim == no_slot) return newcomer == no_slot ? victim : newcomer;
-    const bool same_batch = states_[newcomer].batch == states_[victim].batch;
-    if (!same_batch && seen_.count(keys_[newcomer]) <= seen_.count(keys_[victim])) return newcomer;
+    if (states_[newcomer].batch == states_[victim].batch) return victim;
+    if (seen_.count(keys_[newcomer]) <= seen_.count(keys_[victim])) return newcomer;
     move(probation, newcomer);
     return victim;
   }
@@ -143,7 +144,7 @@ class w_tinylfu {
   std::size_t protected_target_;
   std::array<std::size_t, 5> sizes_{};
   std::size_t size_ = 0;
-  std::uint8_t batch_ = 0;
+  std::uint32_t batch_ = 0;
 };
 
 static_assert(eviction_policy<w_tinylfu>);

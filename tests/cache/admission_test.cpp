@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvx/admission/second_touch.hpp>
+#include <kvx/kvx.hpp>
+
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "temporary_directory.hpp"
+#include "test_engine.hpp"
+
+using namespace std::chrono_literals;
+using kvx_test::pages_from;
+using kvx_test::test_engine;
+using kvx_test::tokens_of;
+
+namespace {
+
+/// Refuses the blocks from a position on that the test sets.
+class up_to {
+ public:
+  explicit up_to(std::size_t) {}
+  [[nodiscard]] bool admit(const kvx::admission_candidate& block) {
+    asked.push_back(block);
+    return block.block < first_refused;
+  }
+  void used(std::span<const std::uint64_t> keys) { seen.assign(keys.begin(), keys.end()); }
+
+  static inline std::uint32_t first_refused = 0;
+  static inline std::vector<kvx::admission_candidate> asked;
+  static inline std::vector<std::uint64_t> seen;
+};
+static_assert(kvx::usage_observer<up_to>);
+
+/// Refuses what the test names, and nothing else.
+class all_but {
+ public:
+  explicit all_but(std::size_t) {}
+  [[nodiscard]] bool admit(const kvx::admission_candidate& block) const { return block.block != refused; }
+  static inline std::uint32_t refused = 0;
+};
+
+template <class MemoryAdmission, class StorageAdmission>
+struct fixture {
+  using cache_type = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, kvx::host_transfer, MemoryAdmission,
+                                StorageAdmission>;
+
+  explicit fixture(const std::string& root) : cache(options_at(root), engine.layout()) {}
+
+  static kvx::options options_at(const std::string& root) {
+    kvx::options o;
+    o.identity = {"test-model", "r1", "f32"};
+    o.memory_bytes = 4U << 20U;
+    o.root = root;
+    o.storage_bytes = 16U << 20U;
+    o.prompts_trusted = true;
+    return o;
+  }
+  kvx::sequence prefill(std::uint64_t seed, std::size_t tokens) {
+    kvx::sequence chain = cache.make_sequence(tokens_of(seed, tokens));
+    for (std::size_t b = 0; b < chain.blocks(); ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+    return chain;
+  }
+  kvx::save_ticket save(const kvx::sequence& chain, std::size_t first = 0) {
+    auto ticket = cache.save(chain, first, pages_from(static_cast<kvx::block_id>(first), chain.blocks() - first));
+    REQUIRE(ticket.wait_stored(10s));
+    return ticket;
+  }
+  /// Blocks of a prompt that are in memory or on storage; then that many are loaded, all of them right.
+  std::size_t load(std::uint64_t seed, std::size_t tokens) {
+    const kvx::plan plan = cache.match(tokens_of(seed, tokens));
+    const auto pre = cache.prefetch(plan);
+    REQUIRE(pre.wait_for(10s));
+    const auto ticket = cache.load(plan, pages_from(32, plan.blocks()));
+    ticket.wait();
+    CHECK(ticket.loaded_blocks() == plan.blocks());
+    for (std::size_t b = 0; b < ticket.loaded_blocks(); ++b)
+      CHECK(engine.holds(static_cast<kvx::block_id>(32 + b), plan.keys[b]));
+    return ticket.loaded_blocks();
+  }
+
+  test_engine engine{{}};
+  cache_type cache;
+};
+
+std::uint64_t bits_of(const kvx::block_key& key) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, key.bytes.data(), sizeof bits);
+  return bits;
+}
+
+}  // namespace
+
+TEST_CASE("a block that storage refuses is served from memory, and is gone after a restart") {
+  const kvx_test::temporary_directory root;
+  up_to::first_refused = 6;
+  {
+    fixture<kvx::always, up_to> f(root.path());
+    const kvx::sequence chain = f.prefill(1, 41);
+    const auto ticket = f.save(chain);
+    for (std::size_t b = 0; b < 10; ++b) CHECK(ticket.outcome(b) == (b < 6 ? kvx::errc::ok : kvx::errc::refused));
+    CHECK(ticket.outcome() == kvx::status{kvx::errc::refused});
+    CHECK(f.load(1, 41) == 10);
+    const kvx::metrics_snapshot seen = f.cache.stats();
+    CHECK(seen.storage.refused == 4);
+    CHECK(seen.memory.refused == 0);
+    CHECK(seen.save.refused_blocks == 4);
+    CHECK(seen.save.dropped_blocks == 0);
+    CHECK(seen.save.failed_blocks == 0);
+    CHECK(seen.storage.stored == 6);
+    CHECK(seen.memory.stored == 10);
+  }
+  fixture<kvx::always, up_to> f(root.path());
+  CHECK(f.load(1, 41) == 6);
+}
+
+TEST_CASE("a block that memory refuses is saved nowhere, and storage is not asked") {
+  const kvx_test::temporary_directory root;
+  fixture<up_to, kvx::second_touch> f(root.path());
+  up_to::first_refused = 3;
+  for (int times = 0; times < 2; ++times) {
+    const auto ticket = f.save(f.prefill(1, 41));
+    CHECK(ticket.outcome(3) == kvx::errc::refused);
+  }
+  CHECK(f.load(1, 41) == 3);
+  const kvx::metrics_snapshot seen = f.cache.stats();
+  CHECK(seen.memory.stored == 3);
+  CHECK(seen.memory.refused == 14);
+  CHECK(seen.storage.refused == 3);  // the first time
+  CHECK(seen.storage.stored == 3);
+}
+
+TEST_CASE("nothing is admitted behind a refused block: nobody could reach it") {
+  const kvx_test::temporary_directory root;
+  all_but::refused = 4;
+  {
+    fixture<kvx::always, all_but> f(root.path());
+    const kvx::sequence chain = f.prefill(1, 41);
+    const auto whole = f.save(chain);
+    for (std::size_t b = 0; b < 10; ++b) CHECK(whole.outcome(b) == (b < 4 ? kvx::errc::ok : kvx::errc::refused));
+    // Nor by a later save that starts behind it.
+    CHECK(f.save(f.prefill(1, 61), 10).outcome(0) == kvx::errc::refused);
+    CHECK(f.cache.stats().storage.stored == 4);
+    // Once the front is there, the rest may follow.
+    all_but::refused = 100;
+    CHECK(f.save(chain).outcome().ok());
+    CHECK(f.cache.stats().storage.stored == 10);
+  }
+  fixture<all_but, kvx::always> memory(root.path());
+  all_but::refused = 4;
+  const auto ticket = memory.save(memory.prefill(2, 41));
+  for (std::size_t b = 0; b < 10; ++b) CHECK(ticket.outcome(b) == (b < 4 ? kvx::errc::ok : kvx::errc::refused));
+  CHECK(memory.cache.stats().memory.stored == 4);
+}
+
+TEST_CASE("policies are asked front first, with keys, positions and what is behind; and told what was used") {
+  const kvx_test::temporary_directory root;
+  fixture<kvx::always, up_to> f(root.path());
+  up_to::first_refused = 100;
+  up_to::asked.clear();
+  const kvx::sequence chain = f.prefill(1, 21);
+  (void)f.save(chain);
+  REQUIRE(up_to::asked.size() == 5);
+  for (std::uint32_t b = 0; b < 5; ++b) {
+    CHECK(up_to::asked[b].key == bits_of(chain.key(b)));
+    CHECK(up_to::asked[b].parent == bits_of(chain.parent(b)));
+    CHECK(up_to::asked[b].block == b);
+    CHECK(up_to::asked[b].behind == 4 - b);
+  }
+  up_to::asked.clear();
+  (void)f.save(chain);
+  CHECK(up_to::asked.empty());  // all of it is there
+  (void)f.save(f.prefill(1, 33), 3);
+  REQUIRE(up_to::asked.size() == 3);
+  CHECK(up_to::asked[0].block == 5);
+  CHECK(up_to::asked[0].behind == 2);
+  CHECK(f.load(1, 21) == 5);
+  REQUIRE(up_to::seen.size() == 5);
+  for (std::size_t b = 0; b < 5; ++b) CHECK(up_to::seen[b] == bits_of(chain.key(4 - b)));
+}
+
+TEST_CASE("second touch: what storage refused is stored when it is saved again") {
+  const kvx_test::temporary_directory root;
+  fixture<kvx::always, kvx::second_touch> f(root.path());
+  const kvx::sequence chain = f.prefill(1, 41);
+  CHECK(f.save(chain).outcome() == kvx::status{kvx::errc::refused});
+  CHECK(f.cache.stats().storage.stored == 0);
+  CHECK(f.save(chain).outcome().ok());
+  CHECK(f.cache.stats().storage.stored == 10);
+  CHECK(f.cache.stats().memory.stored == 10);
+}
