@@ -42,6 +42,14 @@ class bare_eviction : public kvx::archetype::eviction {
   bare_eviction& operator=(bare_eviction&&) = default;
 };
 
+/// Movable, not copyable.
+class bare_admission : public kvx::archetype::admission {
+ public:
+  using kvx::archetype::admission::admission;
+  bare_admission(bare_admission&&) = default;
+  bare_admission& operator=(bare_admission&&) = default;
+};
+
 /// Copies on streams that are not made out of nothing.
 class bare_transfer {
  public:
@@ -87,6 +95,7 @@ class bare_transfer {
 };
 
 static_assert(!std::is_copy_assignable_v<bare_layout> && !std::default_initializable<bare_layout>);
+static_assert(!std::copyable<bare_admission> && !kvx::usage_observer<bare_admission>);
 static_assert(!std::copyable<bare_eviction> && !std::default_initializable<bare_eviction>);
 static_assert(!std::movable<kvx::archetype::io> && !kvx::contextual_hasher<kvx::archetype::hasher>);
 static_assert(!std::copyable<bare_transfer> && !std::default_initializable<bare_transfer::stream_type>);
@@ -214,4 +223,20 @@ TEST_CASE("a transfer engine that refuses costs a save or a load, nothing else")
   CHECK(load.outcome().code() == kvx::errc::device_failed);
   CHECK(load.destination_released());
   CHECK(load_prompt(cache, e, 1, 41) == 10);
+}
+
+TEST_CASE("a cache of archetypes asks admission for each tier, and loads what both admitted") {
+  using choosy_cache = kvx::cache<bare_layout, kvx::archetype::hasher, bare_eviction, kvx::archetype::io, bare_transfer,
+                                  bare_admission, bare_admission>;
+  const kvx_test::temporary_directory root;
+  engine e;
+  const bare_layout layout{e.memory.data(), block_bytes, page_count, block_tokens};
+  choosy_cache cache(options_at(root.path()), layout);
+  const kvx::sequence chain = cache.make_sequence(tokens_of(1, 4 * block_tokens + 1));
+  for (std::size_t b = 0; b < chain.blocks(); ++b) e.fill(static_cast<kvx::block_id>(b), chain.key(b));
+  const auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()), stream);
+  REQUIRE(ticket.wait_stored(10s));
+  CHECK(ticket.outcome() == kvx::status{kvx::errc::refused});
+  CHECK(ticket.outcome(0) == kvx::errc::ok);
+  CHECK(load_prompt(cache, e, 1, 4 * block_tokens + 1) == 1);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // For each requirement of each concept one type that breaks it and nothing else: its archetype, but for one member.
+#include <kvx/concepts/admission.hpp>
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/concepts/hasher.hpp>
 #include <kvx/concepts/io.hpp>
@@ -93,6 +94,56 @@ struct own_digest {
 static_assert(!hasher<hasher_of<own_digest>>);
 static_assert(!hasher<hasher_of<digest<8>>>, "64 bits collide by chance");
 static_assert(!hasher<hasher_of<digest<40>>>, "slots have 32 bytes for a key");
+
+// admission_policy
+
+struct without_slots : model::admission {
+  without_slots() : model::admission(1) {}
+};
+static_assert(!admission_policy<without_slots>);
+
+struct immovable_admission : model::admission {
+  using model::admission::admission;
+  immovable_admission(immovable_admission&&) = delete;
+};
+static_assert(!admission_policy<immovable_admission>);
+
+struct without_admit : model::admission {
+  using model::admission::admission;
+  bool admit(const admission_candidate&) = delete;
+};
+static_assert(!admission_policy<without_admit>);
+
+struct admits_keys_only : model::admission {
+  using model::admission::admission;
+  bool admit(std::uint64_t) { return true; }
+};
+static_assert(!admission_policy<admits_keys_only>);
+
+struct admit_without_a_verdict : model::admission {
+  using model::admission::admission;
+  void admit(const admission_candidate&) {}
+};
+static_assert(!admission_policy<admit_without_a_verdict>);
+
+struct like_the_admission_archetype : model::admission {
+  using model::admission::admission;
+};
+static_assert(admission_policy<like_the_admission_archetype>);
+
+// usage_observer
+
+struct observes : model::admission {
+  using model::admission::admission;
+  void used(std::span<const std::uint64_t>) {}
+};
+static_assert(usage_observer<observes>);
+
+struct observes_single_keys : model::admission {
+  using model::admission::admission;
+  void used(std::uint64_t) {}
+};
+static_assert(admission_policy<observes_single_keys> && !usage_observer<observes_single_keys>);
 
 // eviction_policy
 
@@ -488,6 +539,11 @@ TEST_CASE("the hasher archetype tells bytes apart and the empty from nothing") {
   b[2] = std::byte{4};
   CHECK(model::hasher::hash(a) != model::hasher::hash(b));
   CHECK(model::hasher::hash({}) != digest<16>{});
+}
+
+TEST_CASE("the admission archetype refuses every other block") {
+  model::admission policy{4};
+  for (int block = 0; block < 6; ++block) CHECK(policy.admit({}) == (block % 2 == 0));
 }
 
 TEST_CASE("the eviction archetype gives up the lowest slot that is not pinned") {

@@ -28,7 +28,7 @@ namespace kvx {
 /// Cost    O(1), one or two cache lines per block; 64 bytes per slot and 2 KiB
 class prefix_aware {
  public:
-  explicit prefix_aware(std::size_t slots, unsigned writes_per_use = 6)
+  explicit prefix_aware(std::size_t slots, unsigned writes_per_use = 8)
       : buckets_(slots * remembered_per_slot / ways + 1),
         horizon_(static_cast<std::uint32_t>(slots / 2)),
         writes_per_use_(std::max(writes_per_use, 1U)) {}
