@@ -10,7 +10,7 @@ struct my_policy : kvx::archetype::admission {
 #endif
 };
 
-using my_cache = kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, kvx::archetype::eviction, kvx::archetype::io,
-                            kvx::archetype::transfer, my_policy, my_policy>;
+using my_cache = kvx::cache<kvx::archetype::layout, kvx::archetype::hasher, kvx::archetype::eviction,
+                            kvx::archetype::io, kvx::archetype::transfer, my_policy, my_policy>;
 
 int main() { return sizeof(my_cache) != 0 ? 0 : 1; }

@@ -40,6 +40,6 @@ class frequency_sketch {
   unsigned least_;
 };
 
-static_assert(usage_observer<frequency_sketch>);
+static_assert(admission_policy<frequency_sketch> && usage_observer<frequency_sketch>);
 
 }  // namespace kvx

@@ -160,7 +160,7 @@ class prefix_aware {
   bool refused_ = false;  // a block before, so that none behind it is of use
 };
 
-static_assert(usage_observer<prefix_aware>);
+static_assert(admission_policy<prefix_aware> && usage_observer<prefix_aware>);
 
 /// `prefix_aware` with another price of a write, as a type of its own.
 template <unsigned WritesPerUse>

@@ -13,7 +13,7 @@ namespace kvx::detail {
 
 /// Keys in two queues, oldest first, each found by itself.
 /// Shape   keys: 32 well mixed bits each, held at most once
-/// Cost    O(1), 21 to 25 bytes per key, allocation only in the constructor
+/// Cost    O(1), 24 to 28 bytes per key, allocation only in the constructor
 class ghost_lists {
  public:
   static constexpr std::uint8_t none = 2;
