@@ -74,11 +74,11 @@ TEST_CASE("prefix_aware: turns of a conversation are told from single questions"
 }
 
 TEST_CASE("prefix_aware: a loop larger than the tier is admitted in part, so that the part stays") {
-  // Used again, but only after three times the slots: written all, nothing of it would be there in time.
+  // Used again, but only after twice the slots: written all, nothing of it would be there in time.
   kvx::prefix_aware policy(slots);
   std::uint32_t admitted = 0;
   for (std::uint64_t step = 0; step < 6000; ++step) {
-    const std::uint32_t now = offer(policy, step % 300, 0, 10);
+    const std::uint32_t now = offer(policy, step % 200, 0, 10);
     if (step >= 3000) admitted += now;
   }
   CHECK(admitted < 30'000 / 2);
