@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/concepts/hints.hpp>
 #include <kvx/types.hpp>
 
 #include <concepts>
@@ -39,6 +40,43 @@ concept eviction_policy = std::constructible_from<P, std::size_t> && std::movabl
   policy.erase(slot);
   { policy.evict(pinned) } -> std::same_as<slot_index>;
   { view.size() } -> std::convertible_to<std::size_t>;
+};
+
+/// A request as a policy that learns from requests sees it.
+struct eviction_request {
+  /// Deepest first. slot: where the tier has the block, `no_slot` where it has not. Keys chain: equal key, equal prefix.
+  std::span<const eviction_entry> blocks;
+  /// How many blocks of the request are in front of these.
+  std::size_t before = 0;
+  /// Key of the block right in front of these, where `before` is not 0.
+  std::uint64_t parent = 0;
+  /// The same in several calls about one request, whose blocks are then counted once; 0: a request of its own.
+  std::uint64_t id = 0;
+  session_state session = session_state::unknown;
+  /// When the session's next request is expected; zero: unknown.
+  std::chrono::milliseconds returns_in{0};
+};
+
+/// An eviction policy that learns from whole requests, and may refuse newcomers.
+///
+/// `access(request)` takes the place of `touch`, and comes before room is made for the request's newcomers. Then,
+/// front first and only where no slot is free: `admits(key)` says whether a newcomer is worth the slot that it would
+/// cost. What it refuses is used by its request and then forgotten. Whoever must have a slot all the same (a read
+/// needs a buffer) calls `evict` without asking; such a block is what goes next.
+/// Cost    amortised O(1) per block, no allocation
+template <class P>
+concept request_eviction = eviction_policy<P> &&
+    requires(P policy, const P& view, const eviction_request& request, std::uint64_t key) {
+  policy.access(request);
+  { view.admits(key) } -> std::same_as<bool>;
+};
+
+/// An eviction policy that takes news about a session between its requests: it was closed, a tool was called.
+/// Shape   keys: the blocks of the session's last request, deepest first; those not known are ignored
+template <class P>
+concept hint_eviction = eviction_policy<P> &&
+    requires(P policy, std::span<const std::uint64_t> keys, const hints& news) {
+  policy.advise(keys, news);
 };
 
 namespace archetype {
