@@ -1,17 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// Replays request traces through eviction policies: prefix hit ratio and token hit ratio for each capacity, and what
-// a decision costs.
+// Replays request traces and generated workloads through eviction policies: prefix hit ratio and token hit ratio for
+// each capacity, next to what a clairvoyant cache would reach, and what a decision costs.
+//
+//   trace_replay requests.jsonl
+//   trace_replay requests.jsonl.xz --policies lru,s3fifo,optimum --capacity 1,5,10 --json out.json --svg out.svg
+//   trace_replay --generate all --seed 7 --policies lru,s3fifo --check 0.6
+//   trace_replay requests.jsonl --two-tier lru:5,s3fifo:50
+#include "compare.hpp"
 #include "policies.hpp"
-#include "trace.hpp"
+#include "report.hpp"
+#include "settings.hpp"
+#include "workloads.hpp"
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
+#include <fstream>
+#include <iostream>
 #include <limits>
+#include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,69 +31,135 @@ namespace {
 
 using namespace kvx_replay;
 
-struct settings {
-  std::string trace;
-  std::size_t requests = std::numeric_limits<std::size_t>::max();
-  std::uint32_t block_tokens = 512;
-  std::vector<double> capacities{1, 5, 10, 25, 50};
-  std::vector<std::string> policies;
-  std::string order = "tail";
-  std::string parents = "pinned";
-  bool cost = false;
+struct chores {
+  bool list = false;
+  std::string write_trace;
 };
 
-std::size_t slots_for(const trace& work, double percent) {
-  const double slots = std::floor(static_cast<double>(work.distinct()) * percent / 100 + 1e-9);
-  return std::max<std::size_t>(1, static_cast<std::size_t>(slots));
+void add_options(CLI::App& app, settings& chosen, chores& also) {
+  app.add_option("traces", chosen.traces, "JSON lines, plain or xz; - for the standard input");
+  app.add_option("--generate", chosen.workloads, "Generated workloads, comma separated, or all")->delimiter(',');
+  app.add_option("--seed", chosen.seed, "For the generated workloads");
+  app.add_option("--requests", chosen.requests, "At most that many of a trace, about that many of a workload")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--block-tokens", chosen.block_tokens, "Tokens of a block")->check(CLI::Range(1U, 1U << 20U));
+  app.add_option("--capacity", chosen.capacities, "Percent of the distinct blocks, comma separated")
+      ->delimiter(',')
+      ->check(CLI::Range(1e-6, 100.0));
+  app.add_option("--policies", chosen.policies, "Names, comma separated; all without")->delimiter(',');
+  app.add_option(
+         "--order", chosen.how.order,
+         "How policies that do not see whole requests are shown one: its blocks one by one from the tail or from "
+         "the head, or in batches as the cache does")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, access_order>{
+          {"tail", access_order::tail_first}, {"head", access_order::head_first}, {"cache", access_order::as_cache}}));
+  app.add_option("--parents-pinned", chosen.how.parents_pinned, "Whether a block with a cached child stays");
+  app.add_flag("--hints", chosen.hints, "Tell policies that listen what an engine knows about sessions");
+  app.add_option_function<double>(
+         "--linger",
+         [&chosen](double seconds) {
+           chosen.sessions.linger = std::chrono::milliseconds(static_cast<long>(seconds * 1000));
+         },
+         "Seconds after its last response at which a client is gone (60)")
+      ->check(CLI::Range(0.0, 1e6));
+  app.add_option_function<double>(
+         "--tool-call",
+         [&chosen](double seconds) {
+           chosen.sessions.tool_call = std::chrono::milliseconds(static_cast<long>(seconds * 1000));
+         },
+         "A next request within so many seconds of the response answers a tool call (20)")
+      ->check(CLI::Range(0.0, 1e6));
+  app.add_option("--silent", chosen.sessions.silent_percent, "Percent of the clients that never say that they are gone")
+      ->check(CLI::Range(0U, 100U));
+  app.add_option("--cost", chosen.cost_replays, "Time every call, over so many replays")->check(CLI::Range(1U, 100U));
+  app.add_option("--check", chosen.check_percent,
+                 "Fail where a policy is more than this percentage below tail-first LRU")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--two-tier", chosen.two_tier, "Memory and storage, like lru:5,s3fifo:50; may be given again");
+  app.add_option("--bytes-per-block", chosen.bytes_per_block, "For the bytes read and written (1 MiB)");
+  app.add_option("--json", chosen.json, "Write the results to this file");
+  app.add_option("--svg", chosen.svg, "Write a plot to this file");
+  app.add_option("--write-trace", also.write_trace, "Write the requests as JSON lines to this file and stop");
+  app.add_flag("--list", also.list, "List policies and workloads and stop");
 }
 
-double ratio(std::uint64_t part, std::uint64_t whole) {
-  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text << std::flush;
+  if (!file) throw std::runtime_error(path + ": cannot be written");
 }
 
-void replay_all(const settings& chosen, const trace& work) {
-  const rules how{chosen.order == "tail", chosen.parents == "pinned"};
-  const std::vector<policy_entry> policies =
-      chosen.policies.empty() ? all_policies() : policies_named(chosen.policies);
-  std::printf("%-24s", "prefix hit ratio");
-  for (const double percent : chosen.capacities) std::printf("  %5g%%", percent);
-  std::printf("   ns per block\n");
-  for (const policy_entry& policy : policies) {
-    std::printf("%-24s", policy.name.c_str());
-    std::uint64_t nanoseconds = 0;
-    for (const double percent : chosen.capacities) {
-      const outcome got = policy.replay(work, slots_for(work, percent), how, nullptr);
-      std::printf("  %.4f", ratio(got.hit_blocks, work.blocks()));
-      std::fflush(stdout);
-      nanoseconds = std::max(nanoseconds, got.nanoseconds);
-    }
-    std::printf("  %12.1f\n", ratio(nanoseconds, work.blocks()));
+void list() {
+  std::printf("policies:");
+  for (const policy_entry& p : all_policies()) std::printf(" %s", p.name.c_str());
+  std::printf("\nworkloads:\n");
+  for (const workload_description& w : all_workloads()) std::printf("  %-16s %s\n", w.name.c_str(), w.summary.c_str());
+}
+
+void print_two_tiers(const settings& chosen, const named_trace& work) {
+  std::printf("%-34s  %8s  %8s  %8s  %12s  %12s\n", "memory, storage", "memory", "storage", "together", "GB read",
+              "GB written");
+  for (const std::string& pair : chosen.two_tier) {
+    const two_tier_result got = replay_two_tiers(chosen, work, pair);
+    const auto blocks = static_cast<double>(work.requests.blocks());
+    const auto part = [&](std::uint64_t count) { return ratio(static_cast<double>(count), blocks); };
+    const auto gigabytes = [&](std::uint64_t count) {
+      return static_cast<double>(count) * static_cast<double>(chosen.bytes_per_block) * 1e-9;
+    };
+    const tier_counts& memory = got.memory.counts;
+    const tier_counts& storage = got.storage.counts;
+    std::printf("%-34s  %8.4f  %8.4f  %8.4f  %12.1f  %12.1f\n", pair.c_str(), part(memory.hit_blocks),
+                part(storage.hit_blocks), part(memory.hit_blocks + storage.hit_blocks), gigabytes(storage.hit_blocks),
+                gigabytes(storage.inserted));
   }
+  std::printf("(GB of the storage tier, at %llu bytes per block)\n\n",
+              static_cast<unsigned long long>(chosen.bytes_per_block));
+}
+
+int run(const settings& chosen) {
+  const std::vector<named_trace> traces = load(chosen);
+  std::vector<sheet> sheets;
+  double least = std::numeric_limits<double>::infinity();
+  for (const named_trace& work : traces) {
+    if (!chosen.two_tier.empty()) {
+      std::printf("\n%s\n", work.name.c_str());
+      print_two_tiers(chosen, work);
+      continue;
+    }
+    sheets.push_back(compare_policies(chosen, work));
+    print(sheets.back());
+    if (chosen.check_percent >= 0) least = std::min(least, print_distances(sheets.back(), lru_baseline(chosen, work)));
+    std::fflush(stdout);
+  }
+  if (!chosen.json.empty()) write_file(chosen.json, to_json(sheets, chosen.bytes_per_block));
+  if (!chosen.svg.empty()) write_file(chosen.svg, to_svg(sheets));
+  if (chosen.check_percent < 0) return 0;
+  const bool good = least >= -chosen.check_percent;
+  std::printf("worst: %+.2f %% from tail-first LRU, allowed %+.2f %%: %s\n", least, -chosen.check_percent,
+              good ? "held" : "NOT HELD");
+  return good ? 0 : 1;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   settings chosen;
+  chores also;
   CLI::App app("Replays request traces through eviction policies.", "trace_replay");
-  app.add_option("trace", chosen.trace, "JSON lines, plain or xz; - for the standard input")->required();
-  app.add_option("--requests", chosen.requests, "Read at most that many");
-  app.add_option("--block-tokens", chosen.block_tokens, "Tokens of a block")->check(CLI::PositiveNumber);
-  app.add_option("--capacity", chosen.capacities, "Percent of the distinct blocks")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  app.add_option("--policies", chosen.policies, "Names, comma separated; all without")->delimiter(',');
-  app.add_option("--order", chosen.order, "Within a request: tail first or head first")
-      ->check(CLI::IsMember({"tail", "head"}));
-  app.add_option("--parents", chosen.parents, "Whether a block with a cached child stays")
-      ->check(CLI::IsMember({"pinned", "free"}));
+  add_options(app, chosen, also);
   CLI11_PARSE(app, argc, argv);
   try {
-    const trace work = read_trace(chosen.trace, chosen.block_tokens, chosen.requests);
-    std::printf("%s: %zu requests, %zu blocks, %zu distinct\n", chosen.trace.c_str(), work.size(), work.blocks(),
-                work.distinct());
-    if (work.split_ids() != 0) std::printf("%zu ids follow more than one parent and count as several blocks\n", work.split_ids());
-    replay_all(chosen, work);
+    if (also.list) {
+      list();
+      return 0;
+    }
+    if (chosen.traces.empty() && chosen.workloads.empty()) {
+      throw std::runtime_error("nothing to replay: name a trace, or --generate all");
+    }
+    if (also.write_trace.empty()) return run(chosen);
+    const std::vector<named_trace> traces = load(chosen);
+    if (traces.size() != 1) throw std::runtime_error("--write-trace takes one trace or workload");
+    write_file(also.write_trace, to_json_lines(traces.front().requests));
   } catch (const std::exception& problem) {
     std::fprintf(stderr, "trace_replay: %s\n", problem.what());
     return 1;

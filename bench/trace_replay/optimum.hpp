@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "index_mode.hpp"
+#include "residents.hpp"
+#include "tier.hpp"
 #include "trace.hpp"
 
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <queue>
-#include <utility>
+#include <span>
 #include <vector>
 
 namespace kvx_replay {
@@ -38,32 +39,34 @@ class future {
 };
 
 /// The clairvoyant tier with bypass: gives up the block whose next use is farthest away, and refuses a newcomer
-/// whose own is farther still. Of two with the same next use the deeper one goes.
-class optimum_tier {
+/// whose own is not nearer. Blocks of the request under way stay.
+class optimum_tier final : public tier {
  public:
   optimum_tier(const trace& work, std::size_t slots)
       : here_(work, slots), future_(work), next_use_(work.distinct(), future::never), last_request_(work.distinct()) {}
 
-  [[nodiscard]] bool holds(block_number block) const noexcept { return here_.holds(block); }
+  [[nodiscard]] bool holds(block_number block) const noexcept override { return here_.holds(block); }
 
-  template <class Timer>
-  void access(const request& now, std::size_t /*prefix*/, outcome& counts, Timer&& timed) {
+  void access(const request& now, kvx::session_state, std::span<const char> barred) override {
     timed([&] {
       ++clock_;
       for (const block_number block : now.blocks) {
         last_request_[block] = clock_;
         next_use_[block] = future_.after(access_++);
       }
-      // A prefix is used whenever its suffix is, so in order from the front the newcomers become less useful.
-      for (std::uint32_t depth = 0; depth < now.blocks.size(); ++depth) {
-        const block_number block = now.blocks[depth];
-        if (!here_.holds(block) && !admit(block, counts)) continue;
-        farthest_.push({next_use_[block], depth, block});
+      // A prefix is used whenever its suffix is, so from the front on the newcomers become less useful.
+      for (std::size_t i = 0; i < now.blocks.size(); ++i) {
+        const block_number block = now.blocks[i];
+        const bool may_enter = barred.empty() || barred[i] == 0;
+        if (!here_.holds(block) && !(may_enter && admit(block))) continue;
+        farthest_.push({next_use_[block], static_cast<std::uint32_t>(i), block});
       }
-      for (const entry& aside : aside_) farthest_.push(aside);
-      aside_.clear();
+      for (const entry& kept : kept_) farthest_.push(kept);
+      kept_.clear();
     });
   }
+
+  void advise(const request&, kvx::session_state) override {}
 
  private:
   struct entry {
@@ -75,7 +78,7 @@ class optimum_tier {
     }
   };
 
-  [[nodiscard]] bool admit(block_number block, outcome& counts) {
+  [[nodiscard]] bool admit(block_number block) {
     if (here_.full()) {
       const block_number victim = farther_than(next_use_[block]);
       if (victim == no_block) {
@@ -96,7 +99,7 @@ class optimum_tier {
       farthest_.pop();
       if (!here_.holds(top.block) || next_use_[top.block] != top.next_use) continue;  // out of date
       if (last_request_[top.block] != clock_) return top.block;
-      aside_.push_back(top);
+      kept_.push_back(top);
     }
     return no_block;
   }
@@ -106,7 +109,7 @@ class optimum_tier {
   std::vector<std::uint32_t> next_use_;
   std::vector<std::uint64_t> last_request_;
   std::priority_queue<entry> farthest_;
-  std::vector<entry> aside_;
+  std::vector<entry> kept_;
   std::size_t access_ = 0;
   std::uint64_t clock_ = 0;
 };

@@ -3,6 +3,8 @@
 #include "policies.hpp"
 
 #include "optimum.hpp"
+#include "policy_tier.hpp"
+#include "strict_lru.hpp"
 
 #include <kvx/eviction/fifo.hpp>
 #include <kvx/eviction/lru.hpp>
@@ -16,11 +18,12 @@ namespace kvx_replay {
 
 namespace {
 
-/// An eviction policy as `make(slots)` constructs it.
-template <class Make>
-policy_entry eviction(std::string name, Make make) {
-  return {std::move(name), [make](const trace& work, std::size_t slots, rules how, call_times* calls) {
-            return replay(work, policy_tier(work, slots, how, make(slots)), calls);
+/// An eviction policy as `construct(slots)` makes it.
+template <class Construct>
+policy_entry eviction(std::string name, Construct construct) {
+  using policy = decltype(construct(std::size_t{}));
+  return {std::move(name), [construct](const trace& work, std::size_t slots, rules how) -> std::unique_ptr<tier> {
+            return std::make_unique<policy_tier<policy>>(work, slots, how, construct(slots));
           }};
 }
 
@@ -35,8 +38,10 @@ std::vector<policy_entry> make_policies() {
       eviction<kvx::fifo>("fifo"),
       eviction<kvx::s3fifo>("s3fifo"),
       eviction("s3fifo_10", [](std::size_t slots) { return kvx::s3fifo(slots, 10); }),
-      {"optimum", [](const trace& work, std::size_t slots, rules, call_times* calls) {
-         return replay(work, optimum_tier(work, slots), calls);
+      eviction<strict_lru>("strict_lru"),
+      {"optimum",
+       [](const trace& work, std::size_t slots, rules) -> std::unique_ptr<tier> {
+         return std::make_unique<optimum_tier>(work, slots);
        }},
   };
 }
@@ -48,19 +53,13 @@ const std::vector<policy_entry>& all_policies() {
   return all;
 }
 
-std::vector<policy_entry> policies_named(const std::vector<std::string>& names) {
-  std::vector<policy_entry> out;
-  for (const std::string& name : names) {
-    const auto& all = all_policies();
-    const auto found = std::find_if(all.begin(), all.end(), [&](const policy_entry& p) { return p.name == name; });
-    if (found == all.end()) {
-      std::string known;
-      for (const policy_entry& p : all) known.append(known.empty() ? "" : ", ").append(p.name);
-      throw std::runtime_error("--policies " + name + ": there are " + known);
-    }
-    out.push_back(*found);
+const policy_entry& policy_named(const std::string& name) {
+  std::string known;
+  for (const policy_entry& p : all_policies()) {
+    if (p.name == name) return p;
+    known.append(known.empty() ? "" : ", ").append(p.name);
   }
-  return out;
+  throw std::runtime_error(name + " is no policy: there are " + known);
 }
 
 }  // namespace kvx_replay

@@ -57,7 +57,12 @@ std::string read_all(const std::string& path) {
   return text;
 }
 
-bool is_xz(std::string_view bytes) { return bytes.starts_with(std::string_view("\xFD" "7zXZ\0", 6)); }
+bool is_xz(std::string_view bytes) {
+  return bytes.starts_with(
+      std::string_view("\xFD"
+                       "7zXZ\0",
+                       6));
+}
 
 std::string decompress(std::string_view bytes, const std::string& name) {
   constexpr std::uint64_t memory_limit = 1ULL << 30U;
@@ -103,7 +108,8 @@ void add_line(trace& out, std::string_view line, std::vector<std::uint64_t>& ids
     throw std::runtime_error("an id is twice in \"hash_ids\", so it cannot stand for one prefix");
   }
   out.add(number_of(object, "timestamp", out.size() * 1000),
-          number_of(object, "input_length", ids.size() * out.block_tokens()), number_of(object, "output_length", 0), ids);
+          number_of(object, "input_length", ids.size() * out.block_tokens()), number_of(object, "output_length", 0),
+          ids);
 }
 
 }  // namespace

@@ -78,9 +78,9 @@ class trace {
 
 /// Reads JSON lines with `timestamp` (ms), `input_length`, `output_length` (tokens) and `hash_ids`, plain or in xz.
 ///
-/// `output_length` may be missing; `timestamp` and `input_length` too, and then count up by a second and by full blocks.
-/// Shape   path: a file, or "-" for the standard input; requests: at most that many are read
-/// Errors  throws std::runtime_error that names the line
+/// `output_length` may be missing; `timestamp` and `input_length` too, and then count up by a second and by full
+/// blocks. Shape   path: a file, or "-" for the standard input; requests: at most that many are read Errors  throws
+/// std::runtime_error that names the line
 [[nodiscard]] trace read_trace(const std::string& path, std::uint32_t block_tokens,
                                std::size_t requests = std::numeric_limits<std::size_t>::max());
 
