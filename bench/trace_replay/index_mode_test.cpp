@@ -284,7 +284,8 @@ TEST_CASE("the longest call is what is long in every replay") {
       replays[i].time([&] {
         // A call that is interrupted in one replay only, and one that takes its time in each.
         const bool slow = call == 50 || call == 10 + i;
-        const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(slow ? (call == 50 ? 500 : 5000) : 0);
+        const auto until =
+            std::chrono::steady_clock::now() + std::chrono::microseconds(slow ? (call == 50 ? 500 : 5000) : 0);
         while (std::chrono::steady_clock::now() < until) ++calls;
       });
     }

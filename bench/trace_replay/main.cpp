@@ -6,7 +6,9 @@
 //   trace_replay requests.jsonl.xz --policies lru,s3fifo,optimum --capacity 1,5,10 --json out.json --svg out.svg
 //   trace_replay --generate all --seed 7 --policies lru,s3fifo --check 0.6
 //   trace_replay requests.jsonl --two-tier lru:5,s3fifo:50
+//   trace_replay requests.jsonl --data --root /var/tmp --memory 5 --storage 50 --clients 4
 #include "compare.hpp"
+#include "data_mode.hpp"
 #include "policies.hpp"
 #include "report.hpp"
 #include "settings.hpp"
@@ -32,6 +34,9 @@ namespace {
 using namespace kvx_replay;
 
 struct chores {
+  std::size_t call_slots = 0;
+  bool data = false;
+  data_settings with_data;
   bool list = false;
   std::string write_trace;
 };
@@ -72,14 +77,31 @@ void add_options(CLI::App& app, settings& chosen, chores& also) {
   app.add_option("--silent", chosen.sessions.silent_percent, "Percent of the clients that never say that they are gone")
       ->check(CLI::Range(0U, 100U));
   app.add_option("--cost", chosen.cost_replays, "Time every call, over so many replays")->check(CLI::Range(1U, 100U));
+  app.add_option("--calls", also.call_slots, "Time insert, touch and evict over so many slots in random order and stop")
+      ->check(CLI::Range(64U, 100'000'000U));
   app.add_option("--check", chosen.check_percent,
                  "Fail where a policy is more than this percentage below tail-first LRU")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--two-tier", chosen.two_tier, "Memory and storage, like lru:5,s3fifo:50; may be given again");
-  app.add_option("--bytes-per-block", chosen.bytes_per_block, "For the bytes read and written (1 MiB)");
+  app.add_option("--bytes-per-block", chosen.bytes_per_block, "What is read and written for a block (64 KiB)");
   app.add_option("--json", chosen.json, "Write the results to this file");
   app.add_option("--svg", chosen.svg, "Write a plot to this file");
   app.add_option("--write-trace", also.write_trace, "Write the requests as JSON lines to this file and stop");
+  app.add_flag("--data", also.data, "Replay through the real cache, which moves bytes");
+  app.add_option("--root", also.with_data.root, "A directory for the storage tier; without there is none");
+  app.add_option("--memory", also.with_data.memory_percent, "Memory tier, percent of the distinct blocks")
+      ->check(CLI::Range(1e-6, 1e4));
+  app.add_option("--storage", also.with_data.storage_percent, "Storage tier, percent of the distinct blocks")
+      ->check(CLI::Range(1e-6, 1e4));
+  app.add_option("--clients", also.with_data.clients, "Requests at a time")->check(CLI::Range(1U, 1024U));
+  app.add_flag("--open-loop", also.with_data.open_loop,
+               "Requests arrive at their timestamps, whatever the answers take");
+  app.add_option("--time-scale", also.with_data.time_scale,
+                 "Of the timestamps and of the prefill; 0.01 is a hundred times faster")
+      ->check(CLI::Range(1e-9, 1e3));
+  app.add_option("--prefill-rate", also.with_data.prefill_tokens_per_second,
+                 "Tokens that the engine computes in a second; 0: it takes no time")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--list", also.list, "List policies and workloads and stop");
 }
 
@@ -94,6 +116,19 @@ void list() {
   for (const policy_entry& p : all_policies()) std::printf(" %s", p.name.c_str());
   std::printf("\nworkloads:\n");
   for (const workload_description& w : all_workloads()) std::printf("  %-16s %s\n", w.name.c_str(), w.summary.c_str());
+}
+
+void time_calls(const settings& chosen, std::size_t slots) {
+  std::printf("ns per slot, %zu slots in random order\n%-24s  %8s  %8s  %14s  %12s\n", slots, "", "insert", "touch",
+              "evict + insert", "half pinned");
+  for (const std::string& name : chosen_policies(chosen)) {
+    const policy_entry& policy = policy_named(name);
+    if (!policy.time_calls) continue;
+    const single_calls got = policy.time_calls(slots);
+    std::printf("%-24s  %8.1f  %8.1f  %14.1f  %12.1f\n", name.c_str(), got.insert, got.touch, got.replace,
+                got.replace_half_pinned);
+    std::fflush(stdout);
+  }
 }
 
 void print_two_tiers(const settings& chosen, const named_trace& work) {
@@ -114,6 +149,27 @@ void print_two_tiers(const settings& chosen, const named_trace& work) {
   }
   std::printf("(GB of the storage tier, at %llu bytes per block)\n\n",
               static_cast<unsigned long long>(chosen.bytes_per_block));
+}
+
+int run_data(const settings& chosen, const data_settings& how) {
+  std::string json;
+  std::uint64_t wrong = 0;
+  for (const named_trace& work : load(chosen)) {
+    std::printf("\n%s: %zu requests, %zu blocks, %zu distinct\n\n", work.name.c_str(), work.requests.size(),
+                work.requests.blocks(), work.requests.distinct());
+    std::vector<data_result> results;
+    for (const cache_entry& with : all_caches()) {
+      const auto& names = chosen.policies;
+      if (!names.empty() && std::find(names.begin(), names.end(), with.policy) == names.end()) continue;
+      results.push_back(replay_data(work.requests, with, how));
+      wrong += results.back().wrong_blocks;
+    }
+    if (results.empty()) throw std::runtime_error("--policies: none of them is a policy of a real cache");
+    print(work.requests, results, how);
+    json.append(json.empty() ? "[" : ",\n").append(to_json(work.name, work.requests, results, how));
+  }
+  if (!chosen.json.empty()) write_file(chosen.json, json + "]\n");
+  return wrong == 0 ? 0 : 1;
 }
 
 int run(const settings& chosen) {
@@ -153,8 +209,16 @@ int main(int argc, char** argv) {
       list();
       return 0;
     }
+    if (also.call_slots != 0) {
+      time_calls(chosen, also.call_slots);
+      return 0;
+    }
     if (chosen.traces.empty() && chosen.workloads.empty()) {
       throw std::runtime_error("nothing to replay: name a trace, or --generate all");
+    }
+    if (also.data) {
+      also.with_data.bytes_per_block = chosen.bytes_per_block;
+      return run_data(chosen, also.with_data);
     }
     if (also.write_trace.empty()) return run(chosen);
     const std::vector<named_trace> traces = load(chosen);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "single_calls.hpp"
 #include "tier.hpp"
 #include "trace.hpp"
 
@@ -16,6 +17,7 @@ namespace kvx_replay {
 struct policy_entry {
   std::string name;
   std::function<std::unique_ptr<tier>(const trace&, std::size_t slots, rules)> make;
+  std::function<single_calls(std::size_t slots)> time_calls;  ///< empty where there are no calls to time
 };
 
 /// Every policy, the optimum last.

@@ -27,7 +27,7 @@ struct settings {
   unsigned cost_replays = 0;
   double check_percent = -1;  ///< negative: no check
   std::vector<std::string> two_tier;
-  std::uint64_t bytes_per_block = 1U << 20U;
+  std::uint64_t bytes_per_block = 64U << 10U;
   std::string json;
   std::string svg;
 };

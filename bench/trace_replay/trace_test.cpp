@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sessions.hpp"
 #include "trace.hpp"
+#include "sessions.hpp"
 #include "workloads.hpp"
 
 #include <doctest/doctest.h>

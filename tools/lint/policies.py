@@ -52,7 +52,7 @@ def check(root):
 GOOD = {
     "include/kvx/eviction/lru.hpp": "class lru {};\nstatic_assert(eviction_policy<lru>);\n",
     "tests/eviction/lru_test.cpp": "#include <kvx/eviction/lru.hpp>\n",
-    "bench/eviction_bench.cpp": "#include <kvx/eviction/lru.hpp>\n",
+    "bench/trace_replay/policies.cpp": "#include <kvx/eviction/lru.hpp>\n",
     "docs/policies.md": "| policy | for |\n|---|---|\n| `lru` | most |\n",
 }
 
@@ -65,7 +65,7 @@ CASES = [
     (GOOD, None),
     ({**GOOD, "include/kvx/eviction/lru.hpp": "class lru {};\n// static_assert(eviction_policy<lru>);\n"}, "static_assert"),
     (without("tests/eviction/lru_test.cpp"), "no test"),
-    (without("bench/eviction_bench.cpp"), "no program in bench/"),
+    (without("bench/trace_replay/policies.cpp"), "no program in bench/"),
     (without("docs/policies.md"), "docs/policies.md"),
     ({**GOOD, "docs/policies.md": "| `lru_k` | most |\n"}, "docs/policies.md"),
     ({"include/kvx/hash/key_chain.hpp": "class key_chain {};\n"}, None),

@@ -22,7 +22,7 @@ namespace kvx {
 /// due are set aside in order, looked at again first, and go to the main queue when they are touched.
 ///
 /// The small queue's share is half of the slots rather than the paper's tenth: prompts repeat their blocks after
-/// minutes, not at once, and bench/eviction_bench shows what that costs.
+/// minutes, not at once, and bench/trace_replay shows what that costs.
 /// Thread  one caller at a time
 /// Cost    amortised O(1) per slot; 17 bytes per slot, ghosts included
 /// Source  Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023
