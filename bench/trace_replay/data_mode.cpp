@@ -278,7 +278,8 @@ void print(const trace& work, const std::vector<data_result>& results, const dat
     const auto& memory = r.stats.memory;
     const auto& storage = r.stats.storage;
     std::printf(
-        "%-12s %8.4f %8.4f %8.4f %8.4f  %7.2f %7.2f %7.2f %7.2f  %8.2f %8.2f %8.2f %8.2f  %8llu %8llu %8llu %7.0f %6llu\n",
+        "%-12s %8.4f %8.4f %8.4f %8.4f  %7.2f %7.2f %7.2f %7.2f  %8.2f %8.2f %8.2f %8.2f  %8llu %8llu %8llu %7.0f "
+        "%6llu\n",
         r.policy.c_str(), ratio(static_cast<double>(r.hit_blocks), blocks),
         ratio(static_cast<double>(r.hit_tokens), static_cast<double>(work.input_tokens())),
         ratio(static_cast<double>(memory.hits), blocks), ratio(static_cast<double>(storage.hits), blocks),

@@ -59,7 +59,8 @@ void replay(const trace& work, const session_news& news, tier& only) {
 
 void replay(const trace& work, const session_news& news, tier& memory, tier& storage) {
   messenger mail(work, news);
-  std::vector<char> known;
+  std::vector<arrival> into_memory;
+  std::vector<arrival> into_storage;
   for (std::size_t at = 0; at < work.size(); ++at) {
     const request now = work[at];
     mail.deliver_before(at, [&](const request& last, kvx::session_state state) {
@@ -73,12 +74,15 @@ void replay(const trace& work, const session_news& news, tier& memory, tier& sto
       from.counts.hit_tokens += work.tokens_in(now, prefix + 1) - work.tokens_in(now, prefix);
       ++prefix;
     }
-    known.clear();
+    into_memory.clear();
+    into_storage.clear();
     for (const block_number block : now.blocks) {
-      known.push_back(memory.holds(block) || storage.holds(block) ? 1 : 0);
+      const bool stored = storage.holds(block);
+      into_memory.push_back(stored ? arrival::read_back : arrival::computed);
+      into_storage.push_back(memory.holds(block) ? arrival::not_at_all : arrival::computed);
     }
-    add_time(memory, [&] { memory.access(now, news.at_request, {}); });
-    add_time(storage, [&] { storage.access(now, news.at_request, known); });
+    add_time(memory, [&] { memory.access(now, news.at_request, into_memory); });
+    add_time(storage, [&] { storage.access(now, news.at_request, into_storage); });
   }
 }
 

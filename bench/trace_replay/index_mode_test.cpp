@@ -170,6 +170,30 @@ class listening_policy {
 };
 static_assert(kvx::request_eviction<listening_policy> && kvx::hint_eviction<listening_policy>);
 
+struct asked_about {
+  std::vector<std::uint32_t> positions;
+  std::vector<std::uint64_t> parents;
+  std::vector<std::vector<std::uint64_t>> used;
+  std::uint64_t refuse = 0;
+  static inline asked_about* current = nullptr;
+};
+
+/// Refuses one key.
+class choosy {
+ public:
+  explicit choosy(std::size_t) {}
+  [[nodiscard]] bool admit(const kvx::admission_candidate& block) {
+    log_->positions.push_back(block.block);
+    log_->parents.push_back(block.parent);
+    return block.key != log_->refuse;
+  }
+  void used(std::span<const std::uint64_t> keys) { log_->used.emplace_back(keys.begin(), keys.end()); }
+
+ private:
+  asked_about* log_ = asked_about::current;
+};
+static_assert(kvx::usage_observer<choosy>);
+
 }  // namespace
 
 TEST_CASE("a request hits its longest prefix of present blocks, and what is behind a gap does not count") {
@@ -253,6 +277,35 @@ TEST_CASE("a policy that sees requests gets them whole, deepest first, and is as
   CHECK(log.news == std::vector<std::pair<std::uint64_t, kvx::session_state>>{{key[3], kvx::session_state::follow_up}});
   CHECK(only.counts.hit_blocks == 1);
   CHECK(only.counts.refused == 2);
+}
+
+TEST_CASE(
+    "an admission policy is asked front first about what is not here, and what is behind a refused block stays out") {
+  const trace work = trace_of({{1, 2, 3, 4}, {1, 2, 3}});
+  asked_about log;
+  log.refuse = key_of(2);
+  asked_about::current = &log;
+  policy_tier<strict_lru, choosy> only(work, 8, rules{}, strict_lru(8));
+  replay(work, {}, only);
+  // Also about what is behind the refused one.
+  CHECK(log.positions == std::vector<std::uint32_t>{0, 1, 2, 3, 2});
+  CHECK(log.parents[1] == key_of(0));
+  CHECK(log.used == std::vector<std::vector<std::uint64_t>>{{}, {key_of(1), key_of(0)}});
+  CHECK(only.counts.hit_blocks == 2);
+  CHECK(only.counts.inserted == 2);
+  CHECK(only.counts.refused == 3);
+}
+
+TEST_CASE("what is read back into memory is not for its admission policy to refuse") {
+  const trace work = trace_of({{1}, {2}, {1}});
+  asked_about log;
+  asked_about::current = &log;
+  policy_tier<strict_lru, choosy> memory(work, 1, rules{}, strict_lru(1));
+  policy_tier<strict_lru> storage(work, 4, rules{}, strict_lru(4));
+  replay(work, {}, memory, storage);
+  CHECK(storage.counts.hit_blocks == 1);
+  CHECK(memory.counts.inserted == 3);
+  CHECK(log.positions.size() == 2);
 }
 
 TEST_CASE("two tiers: what memory gave up is found on storage, and only what is in neither is written there") {

@@ -47,7 +47,7 @@ class optimum_tier final : public tier {
 
   [[nodiscard]] bool holds(block_number block) const noexcept override { return here_.holds(block); }
 
-  void access(const request& now, kvx::session_state, std::span<const char> barred) override {
+  void access(const request& now, kvx::session_state, std::span<const arrival> arrivals) override {
     timed([&] {
       ++clock_;
       for (const block_number block : now.blocks) {
@@ -57,7 +57,7 @@ class optimum_tier final : public tier {
       // A prefix is used whenever its suffix is, so from the front on the newcomers become less useful.
       for (std::size_t i = 0; i < now.blocks.size(); ++i) {
         const block_number block = now.blocks[i];
-        const bool may_enter = barred.empty() || barred[i] == 0;
+        const bool may_enter = arrivals.empty() || arrivals[i] != arrival::not_at_all;
         if (!here_.holds(block) && !(may_enter && admit(block))) continue;
         farthest_.push({next_use_[block], static_cast<std::uint32_t>(i), block});
       }

@@ -6,9 +6,17 @@
 #include "policy_tier.hpp"
 #include "strict_lru.hpp"
 
+#include <kvx/admission/frequency_sketch.hpp>
+#include <kvx/admission/prefix_aware.hpp>
+#include <kvx/admission/second_touch.hpp>
+#include <kvx/eviction/arc.hpp>
+#include <kvx/eviction/clock.hpp>
 #include <kvx/eviction/fifo.hpp>
+#include <kvx/eviction/gdsf.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/eviction/s3fifo.hpp>
+#include <kvx/eviction/sieve.hpp>
+#include <kvx/eviction/w_tinylfu.hpp>
 
 #include <algorithm>
 #include <stdexcept>
@@ -34,6 +42,16 @@ policy_entry eviction(std::string name) {
   return eviction(std::move(name), [](std::size_t slots) { return Policy(slots); });
 }
 
+/// An eviction policy behind an admission policy.
+template <kvx::eviction_policy Policy, kvx::admission_policy Admission>
+policy_entry admitted(std::string name) {
+  return {std::move(name),
+          [](const trace& work, std::size_t slots, rules how) -> std::unique_ptr<tier> {
+            return std::make_unique<policy_tier<Policy, Admission>>(work, slots, how, Policy(slots));
+          },
+          {}};
+}
+
 policy_entry clairvoyant() {
   return {"optimum",
           [](const trace& work, std::size_t slots, rules) -> std::unique_ptr<tier> {
@@ -53,8 +71,17 @@ std::vector<policy_entry> make_policies() {
   return {
       eviction<kvx::lru>("lru"),
       eviction<kvx::fifo>("fifo"),
+      eviction<kvx::clock>("clock"),
+      eviction<kvx::sieve>("sieve"),
       eviction<kvx::s3fifo>("s3fifo"),
       eviction("s3fifo_10", [](std::size_t slots) { return kvx::s3fifo(slots, 10); }),
+      eviction<kvx::arc>("arc"),
+      eviction<kvx::w_tinylfu>("w_tinylfu"),
+      eviction<kvx::gdsf>("gdsf"),
+      admitted<kvx::lru, kvx::second_touch>("lru+second_touch"),
+      admitted<kvx::lru, kvx::frequency_sketch>("lru+frequency_sketch"),
+      admitted<kvx::lru, kvx::prefix_aware>("lru+prefix_aware"),
+      admitted<kvx::fifo, kvx::prefix_aware>("fifo+prefix_aware"),
       reference(),
       clairvoyant(),
   };

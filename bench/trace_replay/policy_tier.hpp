@@ -5,11 +5,14 @@
 #include "tier.hpp"
 #include "trace.hpp"
 
+#include <kvx/admission/always.hpp>
+#include <kvx/concepts/admission.hpp>
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/concepts/hints.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,40 +22,45 @@
 namespace kvx_replay {
 
 /// A tier under an eviction policy of kvx. Pinned are the blocks of the request under way and, by the rules, the
-/// parents of present blocks; a newcomer for which nothing may go is refused.
-template <kvx::eviction_policy Policy>
+/// parents of present blocks; a newcomer for which nothing may go is refused. An admission policy is asked about every
+/// computed block that is not here, front first, and what is behind a refused one is refused too.
+template <kvx::eviction_policy Policy, kvx::admission_policy Admission = kvx::always>
 class policy_tier final : public tier {
  public:
   policy_tier(const trace& work, std::size_t slots, rules how, Policy policy)
-      : here_(work, slots), policy_(std::move(policy)), last_request_(work.distinct()), how_(how) {}
+      : here_(work, slots),
+        policy_(std::move(policy)),
+        admission_(slots),
+        last_request_(work.distinct()),
+        block_tokens_(work.block_tokens()),
+        how_(how) {}
 
   [[nodiscard]] bool holds(block_number block) const noexcept override { return here_.holds(block); }
 
-  void access(const request& now, kvx::session_state session, std::span<const char> barred) override {
+  void access(const request& now, kvx::session_state session, std::span<const arrival> arrivals) override {
     ++clock_;
+    nothing_may_go_ = false;
     for (const block_number block : now.blocks) last_request_[block] = clock_;
-    const auto enters = [barred](std::size_t i) { return barred.empty() || barred[i] == 0; };
+    choose_newcomers(now, arrivals);
     if constexpr (kvx::request_eviction<Policy>) {
       entries_.clear();
-      for (std::size_t i = now.blocks.size(); i-- > 0;) {
-        entries_.push_back({here_.slot_of(now.blocks[i]), key_of(now.blocks[i])});
-      }
+      for (std::size_t i = now.blocks.size(); i-- > 0;) entries_.push_back(entry(now, i, here_.slot_of(now.blocks[i])));
       kvx::eviction_request whole;
       whole.blocks = entries_;
       whole.session = session;
       timed([&] { policy_.access(whole); });
-      bring_in(now, enters);
+      bring_in(now);
     } else if (how_.order == access_order::as_cache) {
       touched_.clear();
       for (std::size_t i = now.blocks.size(); i-- > 0;) {
         if (holds(now.blocks[i])) touched_.push_back(here_.slot_of(now.blocks[i]));
       }
       timed([&] { policy_.touch(touched_); });
-      bring_in(now, enters);
+      bring_in(now);
     } else if (how_.order == access_order::tail_first) {
-      for (std::size_t i = now.blocks.size(); i-- > 0;) access_one(now.blocks[i], enters(i));
+      for (std::size_t i = now.blocks.size(); i-- > 0;) access_one(now, i);
     } else {
-      for (std::size_t i = 0; i < now.blocks.size(); ++i) access_one(now.blocks[i], enters(i));
+      for (std::size_t i = 0; i < now.blocks.size(); ++i) access_one(now, i);
     }
   }
 
@@ -67,32 +75,67 @@ class policy_tier final : public tier {
   }
 
  private:
-  void access_one(block_number block, bool may_enter) {
+  /// Marks the blocks that are not here and may come in.
+  void choose_newcomers(const request& now, std::span<const arrival> arrivals) {
+    newcomer_.assign(now.blocks.size(), 0);
+    if constexpr (kvx::usage_observer<Admission>) {
+      keys_.clear();
+      for (std::size_t i = 0; i < now.blocks.size() && holds(now.blocks[i]); ++i)
+        keys_.push_back(key_of(now.blocks[i]));
+      std::reverse(keys_.begin(), keys_.end());
+      timed([&] { admission_.used(keys_); });
+    }
+    bool refusing = false;
+    for (std::size_t i = 0; i < now.blocks.size(); ++i) {
+      const arrival how = arrivals.empty() ? arrival::computed : arrivals[i];
+      if (holds(now.blocks[i]) || how == arrival::not_at_all) continue;
+      if constexpr (!std::same_as<Admission, kvx::always>) {
+        if (how == arrival::computed) {
+          kvx::admission_candidate asked;
+          asked.key = key_of(now.blocks[i]);
+          asked.parent = key_of(i == 0 ? no_block : now.blocks[i - 1]);
+          asked.block = static_cast<std::uint32_t>(i);
+          asked.behind = static_cast<std::uint32_t>(now.blocks.size() - 1 - i);
+          timed([&] { refusing = !admission_.admit(asked) || refusing; });
+          if (refusing) {
+            ++counts.refused;
+            continue;
+          }
+        }
+      }
+      newcomer_[i] = 1;
+    }
+  }
+
+  [[nodiscard]] kvx::eviction_entry entry(const request& now, std::size_t i, kvx::slot_index slot) const noexcept {
+    return {slot, key_of(now.blocks[i]), static_cast<std::uint32_t>(i) * block_tokens_};
+  }
+
+  void access_one(const request& now, std::size_t i) {
+    const block_number block = now.blocks[i];
     kvx::slot_index slot = here_.slot_of(block);
     if (slot != kvx::no_slot) {
       timed([&] { policy_.touch(std::span(&slot, 1)); });
       return;
     }
-    if (!may_enter || !make_room(block)) return;
-    const kvx::eviction_entry entry{here_.put(block), key_of(block)};
+    if (newcomer_[i] == 0 || !make_room(block)) return;
+    const kvx::eviction_entry made = entry(now, i, here_.put(block));
     ++counts.inserted;
-    timed([&] { policy_.insert(std::span(&entry, 1)); });
+    timed([&] { policy_.insert(std::span(&made, 1)); });
   }
 
   /// Front first, and what is behind a refused block is refused too: it would be of no use.
-  template <class Enters>
-  void bring_in(const request& now, Enters enters) {
+  void bring_in(const request& now) {
     entries_.clear();
     bool refusing = false;
     for (std::size_t i = 0; i < now.blocks.size(); ++i) {
-      const block_number block = now.blocks[i];
-      if (holds(block) || !enters(i)) continue;
-      if (refusing || !make_room(block)) {
+      if (newcomer_[i] == 0) continue;
+      if (refusing || !make_room(now.blocks[i])) {
         if (refusing) ++counts.refused;
         refusing = true;
         continue;
       }
-      entries_.push_back({here_.put(block), key_of(block)});
+      entries_.push_back(entry(now, i, here_.put(now.blocks[i])));
       ++counts.inserted;
     }
     if (entries_.empty()) return;
@@ -103,8 +146,10 @@ class policy_tier final : public tier {
   [[nodiscard]] bool make_room(block_number block) {
     if (!here_.full()) return true;
     kvx::slot_index victim = kvx::no_slot;
-    if (admits(block)) {
+    // Pins only grow while a request lasts: a policy that found no victim need not look again.
+    if (!nothing_may_go_ && admits(block)) {
       timed([&] { victim = policy_.evict([this](kvx::slot_index candidate) { return pinned(candidate); }); });
+      nothing_may_go_ = victim == kvx::no_slot;
     }
     if (victim == kvx::no_slot) {
       ++counts.refused;
@@ -128,9 +173,13 @@ class policy_tier final : public tier {
 
   residents here_;
   Policy policy_;
+  Admission admission_;
   std::vector<std::uint64_t> last_request_;
   std::uint64_t clock_ = 0;
+  std::uint32_t block_tokens_;
   rules how_;
+  bool nothing_may_go_ = false;
+  std::vector<char> newcomer_;
   std::vector<kvx::eviction_entry> entries_;
   std::vector<kvx::slot_index> touched_;
   std::vector<std::uint64_t> keys_;

@@ -27,6 +27,13 @@ struct rules {
   bool parents_pinned = true;
 };
 
+/// How a block that a tier lacks would come into it.
+enum class arrival : std::uint8_t {
+  computed,   ///< a save: an admission policy is asked
+  read_back,  ///< from the tier below, since the request needs it here
+  not_at_all,
+};
+
 /// What one tier did.
 struct tier_counts {
   std::uint64_t hit_blocks = 0;
@@ -64,8 +71,8 @@ class tier {
   [[nodiscard]] virtual bool holds(block_number block) const noexcept = 0;
 
   /// All blocks of a request are used; those that are not here are newcomers.
-  /// Shape   barred: for each block whether it may not become a newcomer; empty: all may
-  virtual void access(const request& now, kvx::session_state session, std::span<const char> barred) = 0;
+  /// Shape   arrivals: for each block; empty: all are computed
+  virtual void access(const request& now, kvx::session_state session, std::span<const arrival> arrivals) = 0;
 
   /// News about the session whose last request this was.
   virtual void advise(const request& last, kvx::session_state session) = 0;
