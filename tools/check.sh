@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
 done
 
 failed=0
-for lint in layers policies readme sources; do
+for lint in dashboards layers policies readme sources; do
   python3 "tools/lint/$lint.py" --self-test || failed=1
   python3 "tools/lint/$lint.py" || failed=1
 done

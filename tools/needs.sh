@@ -40,6 +40,7 @@ build_needs=("cmake=cmake" "ninja=ninja-build" "g++=g++" "pkg-config=pkg-config"
   "/usr/include/CLI/CLI.hpp=libcli11-dev"
   "/usr/include/nlohmann/json.hpp=nlohmann-json3-dev"
   "/usr/include/lzma.h=liblzma-dev"
+  "/usr/include/httplib.h=libcpp-httplib-dev"
   "/usr/include/*/cblas.h=libopenblas-dev")
 
 # shellcheck disable=SC2034  # read by tools/test.sh

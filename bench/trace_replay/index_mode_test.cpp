@@ -18,9 +18,11 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,18 +61,17 @@ trace random_trace(std::uint32_t seed, std::size_t requests, std::uint32_t width
 
 /// LRU by the words of the rules, with nothing shared with the code under test: one list of blocks, oldest first.
 std::uint64_t lru_by_hand(const trace& work, std::size_t slots, bool tail_first) {
-  std::vector<block_number> oldest_first;
+  std::list<block_number> oldest_first;
   std::uint64_t found = 0;
   const auto has = [&](block_number b) { return std::count(oldest_first.begin(), oldest_first.end(), b) != 0; };
   for (std::size_t at = 0; at < work.size(); ++at) {
-    std::vector<block_number> blocks(work[at].blocks.begin(), work[at].blocks.end());
+    const std::span<const block_number> blocks = work[at].blocks;
     for (const block_number b : blocks) {
       if (!has(b)) break;
       ++found;
     }
-    std::vector<block_number> order = blocks;
-    if (tail_first) std::reverse(order.begin(), order.end());
-    for (const block_number b : order) {
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const block_number b = blocks[tail_first ? blocks.size() - 1 - i : i];
       if (has(b)) {
         oldest_first.erase(std::find(oldest_first.begin(), oldest_first.end(), b));
       } else if (oldest_first.size() == slots) {
@@ -290,7 +291,9 @@ TEST_CASE(
   // Also about what is behind the refused one.
   CHECK(log.positions == std::vector<std::uint32_t>{0, 1, 2, 3, 2});
   CHECK(log.parents[1] == key_of(0));
-  CHECK(log.used == std::vector<std::vector<std::uint64_t>>{{}, {key_of(1), key_of(0)}});
+  REQUIRE(log.used.size() == 2);
+  CHECK(log.used[0].empty());
+  CHECK(log.used[1] == std::vector<std::uint64_t>{key_of(1), key_of(0)});
   CHECK(only.counts.hit_blocks == 2);
   CHECK(only.counts.inserted == 2);
   CHECK(only.counts.refused == 3);

@@ -117,6 +117,26 @@ TEST_CASE("a new cache on the same root loads from storage what another one save
   CHECK(again.cache.match(tokens).where(3) == kvx::tier::memory);
 }
 
+TEST_CASE("the time that a request waited for storage is told, once for each prefetch") {
+  kvx_test::temporary_directory root;
+  fixture first(small_options(root.path()));
+  const kvx::sequence chain = first.prefill(1, 41);
+  first.save_all(chain);
+  CHECK(first.cache.stats().latency.prefetch.count() == 0);
+
+  fixture again(small_options(root.path()));
+  const auto began = std::chrono::steady_clock::now();
+  REQUIRE(again.load_and_check(again.cache.match(chain)) == 10);
+  const auto took = std::chrono::steady_clock::now() - began;
+  const kvx::metrics_snapshot stats = again.cache.stats();
+  REQUIRE(stats.latency.prefetch.count() == 1);
+  CHECK(stats.latency.prefetch_block.count() == 10);
+  CHECK_MESSAGE(stats.latency.prefetch.percentile(1.0) >= stats.latency.prefetch_block.percentile(1.0),
+                "it ends with its last block");
+  CHECK(stats.latency.prefetch.sum_ns <= static_cast<std::uint64_t>(std::chrono::nanoseconds(took).count()));
+  CHECK_MESSAGE(stats.storage_read_bytes_per_second == 0, "ten small blocks do not tell how fast a drive is");
+}
+
 TEST_CASE("scopes, models and shards do not see each other's blocks") {
   kvx_test::temporary_directory root;
   fixture f(small_options(root.path()));

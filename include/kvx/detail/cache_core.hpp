@@ -183,6 +183,8 @@ struct cache_core final : ticket_owner {
       state.metrics.breaker_load.state.set(static_cast<std::uint64_t>(state.loads_breaker.now()));
       state.metrics.breaker_save.state.set(static_cast<std::uint64_t>(state.saves_breaker.now()));
     }
+    state.metrics.storage_read_bytes_per_second.set(
+        static_cast<std::uint64_t>(state.storage_reads.bytes_per_second().value_or(0)));
     metrics_snapshot seen = state.metrics.snapshot();
     // Of earlier caches on the same runtime; a cache cannot tell of its own end.
     seen.leaked_buffers = state.runtime->leaked_buffers();

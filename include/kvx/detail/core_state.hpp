@@ -253,6 +253,7 @@ struct core_state {
     if (!ticket.decide(who.entry, code)) return;
     for (const auto& each : groups) each->memory.settle();
     ticket.pins_expire = now + opts.lease;
+    metrics.latency.prefetch.record(now - ticket.started);
     complete(ticket.id(), completion::operation::prefetch, ticket.overall());
   }
 

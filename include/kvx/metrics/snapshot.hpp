@@ -58,6 +58,7 @@ struct basic_metrics {
   /// How long things take.
   struct alignas(64) latency_metrics {
     Histogram match;           ///< one call
+    Histogram prefetch;        ///< one call, from its submission until every block is ready or given up
     Histogram prefetch_block;  ///< one block, from its submission to verified in memory
     Histogram load;            ///< one call, from its submission to the last copy's end
     Histogram save_copy;       ///< one call, from its submission to the source released
@@ -78,6 +79,8 @@ struct basic_metrics {
   Counter matched_tokens;  ///< whose prefill could be skipped, according to match
   Counter leaked_buffers;  ///< slots given up at shutdown because the kernel or a device may still write them
   Counter leaked_bytes;
+  Gauge storage_read_bytes_per_second;  ///< bytes per second while storage was read, recent work weighing more; 0: not
+                                        ///< known yet
 };
 
 /// What a cache had counted at one moment; `metrics::snapshot()` makes it.
@@ -218,8 +221,13 @@ constexpr void for_each_metric(Visit&& visit, Metrics&... all) {
   single("kvx_matched_tokens_total", "Tokens whose prefill could be skipped.", all.matched_tokens...);
   single("kvx_leaked_buffers_total", "Slots given up because something may still write them.", all.leaked_buffers...);
   single("kvx_leaked_bytes_total", "Bytes given up because something may still write them.", all.leaked_bytes...);
+  visit(
+      metric_description{
+          "kvx_storage_read_bytes_per_second", "How fast storage is read while it is read, 0 if unknown.", gauge, {}},
+      all.storage_read_bytes_per_second...);
 
   latency("match", all.latency.match...);
+  latency("prefetch", all.latency.prefetch...);
   latency("prefetch_block", all.latency.prefetch_block...);
   latency("load", all.latency.load...);
   latency("save_copy", all.latency.save_copy...);
