@@ -304,6 +304,7 @@ std::string to_json(const std::string& name, const trace& work, const std::vecto
              {"prefix_hit_ratio", ratio(static_cast<double>(r.hit_blocks), static_cast<double>(work.blocks()))},
              {"token_hit_ratio", ratio(static_cast<double>(r.hit_tokens), static_cast<double>(work.input_tokens()))},
              {"wrong_blocks", r.wrong_blocks},
+             {"storage_read_bytes_per_second", r.stats.storage_read_bytes_per_second},
              {"seconds", r.seconds},
              {"load_ms",
               {{"p50", r.load_p50_ms}, {"p90", r.load_p90_ms}, {"p99", r.load_p99_ms}, {"max", r.load_longest_ms}}}};

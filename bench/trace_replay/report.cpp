@@ -83,9 +83,9 @@ void print(const sheet& of) {
   if (has(of, "lru") && has(of, "optimum")) {
     print_table(of, "% of the way lru-optimum", [&](const cell& c) { return percent_of_gap(of, c); });
   }
-  // A cache writes what it takes in: the wear of a drive.
-  print_table(of, "writes per access", [&](const cell& c) {
-    return number("%.4f", ratio(static_cast<double>(c.counts.inserted), static_cast<double>(of.blocks)));
+  // A tier writes what it takes in: the wear of a drive.
+  print_table(of, "blocks written/request", [&](const cell& c) {
+    return number("%.1f", ratio(static_cast<double>(c.counts.inserted), static_cast<double>(of.requests)));
   });
   print_table(of, "ns per block", [](const cell& c) { return number("%.1f", c.ns_per_block); });
   if (std::any_of(of.cells.begin(), of.cells.end(), [](const cell& c) { return c.costs.has_value(); })) {
