@@ -18,6 +18,8 @@ USAGE
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
+# Paths below the tree count as relative, so that clones share what was compiled.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=true
 jobs=$(nproc)
 quick=no
 only=
