@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvx::detail {
+
+/// What is known of a block when a request uses it.
+struct block_traits {
+  unsigned uses = 1;
+  /// The age at which it was used; that of its known prefix where it is new. 0: neither.
+  unsigned gap = 0;
+  /// Blocks of the request that were new.
+  std::size_t new_blocks = 0;
+  bool last_of_request = false;
+  /// What the engine said of the session, in one of eight ways.
+  unsigned hint = 0;
+};
+
+/// How likely blocks of each class are used again at each age, learned from those that were and those that were not.
+///
+/// Time is counted in requests, age in buckets that double. Per class and age: uses, and the time that blocks spent
+/// there, with that of those still there; a class's hazard is drawn to that of all classes, and that to one that falls
+/// with age, by as much as a few requests weigh. The value of a class at an age is the best rate of uses per block
+/// and time over every age at which one might stop waiting (a Gittins index).
+/// Cost    24 bytes per class and age, at most 256 classes; fit(): under 0.5 us
+class hazard_model {
+ public:
+  static constexpr unsigned ages = 22;
+  static constexpr unsigned most_classes = 256;
+
+  hazard_model() : cells_(static_cast<std::size_t>(most_classes) * ages), values_(cells_.size()), class_of_(codes) {}
+
+  /// The first age of a bucket.
+  [[nodiscard]] static constexpr std::uint32_t edge(unsigned age) noexcept {
+    return age == 0 ? 0 : std::uint32_t{1} << (age - 1);
+  }
+  [[nodiscard]] static constexpr unsigned cell(unsigned cls, unsigned age) noexcept { return cls * ages + age; }
+  [[nodiscard]] float value(unsigned at) const noexcept { return values_[at]; }
+  /// Class 0 stands for all of them together.
+  [[nodiscard]] unsigned classes() const noexcept { return classes_; }
+  [[nodiscard]] double mean_request() const noexcept { return mean_request_; }
+
+  /// Shape   blocks: of one request, new or not
+  void request(std::size_t blocks) noexcept {
+    ++requests_;
+    mean_request_ += (static_cast<double>(blocks) - mean_request_) / static_cast<double>(std::min(requests_, 256U));
+  }
+
+  /// The class of a block; one that was never seen is fitted at once.
+  [[nodiscard]] std::uint8_t classify(const block_traits& block, std::uint32_t now) noexcept {
+    const unsigned uses = std::min(block.uses, 4U) - 1;
+    const unsigned gap = std::min(block.gap / 3, 7U);
+    const unsigned length = std::min(static_cast<unsigned>(std::bit_width(block.new_blocks)) / 2, 7U);
+    const unsigned code =
+        (((block.hint * 4 + uses) * 8 + gap) * 8 + length) * 2 + (block.last_of_request ? 1U : 0U);
+    std::uint8_t& known = class_of_[code];
+    if (known != 0) return known;
+    if (classes_ == most_classes) return class_of_[code & ~(0x3FU << 1U)] != 0 ? class_of_[code & ~(0x3FU << 1U)] : 1;
+    known = static_cast<std::uint8_t>(classes_++);
+    fit(known, now);
+    return known;
+  }
+
+  void enter(unsigned cls, unsigned age, std::uint32_t entered) noexcept {
+    for (cell_data* c : {&cells_[cell(cls, age)], &cells_[age]}) {
+      ++c->here;
+      c->entered += entered;
+    }
+  }
+  void leave(unsigned cls, unsigned age, std::uint32_t entered, std::uint32_t now, bool used) noexcept {
+    for (cell_data* c : {&cells_[cell(cls, age)], &cells_[age]}) {
+      --c->here;
+      c->entered -= entered;
+      c->exposure += static_cast<float>(now - entered);
+      if (used) c->uses += 1;
+    }
+  }
+  /// One that is here turns out to be of another class, and counts as if it always had been.
+  void move(unsigned from, unsigned to, unsigned age, std::uint32_t entered) noexcept {
+    cell_data& a = cells_[cell(from, age)];
+    cell_data& b = cells_[cell(to, age)];
+    --a.here;
+    a.entered -= entered;
+    ++b.here;
+    b.entered += entered;
+  }
+
+  /// Makes what was learned count half, so that newer traffic outweighs it.
+  void fade() noexcept {
+    for (cell_data& c : cells_) {
+      c.uses *= 0.5F;
+      c.exposure *= 0.5F;
+    }
+  }
+
+  /// Renews the hazard of all classes together, to which each is drawn.
+  void fit_all_together(std::uint32_t now) noexcept {
+    constexpr float falls_with_age = 0.3F;
+    const auto weight = static_cast<float>(4 * mean_request_);
+    for (unsigned k = 0; k < ages; ++k) {
+      const float w = width(k);
+      const float before = falls_with_age / (static_cast<float>(edge(k)) + w / 2);
+      common_[k] = (cells_[k].uses + weight * before * w) / (exposure(k, now) + weight * w);
+    }
+  }
+
+  /// Renews the values of one class.
+  void fit(unsigned cls, std::uint32_t now) noexcept {
+    // From the oldest age down: ages that are worth more than the one before them are waited for together with it.
+    struct stretch {
+      float uses, time, left;
+    };
+    std::array<stretch, ages> behind;
+    unsigned count = 0;
+    const auto weight = static_cast<float>(2 * mean_request_);
+    for (unsigned k = ages; k-- > 0;) {
+      const unsigned at = cell(cls, k);
+      const float w = width(k);
+      const float hazard = (cells_[at].uses + weight * common_[k] * w) / (exposure(at, now) + weight * w);
+      const float x = hazard * w;
+      const float p = x < 0.02F ? x * (1 - x / 2) : 1 - std::exp(-x);
+      stretch now_and_on{p, hazard > 0 ? p / hazard : w, 1 - p};
+      while (count != 0 && behind[count - 1].uses * now_and_on.time > now_and_on.uses * behind[count - 1].time) {
+        const stretch& next = behind[--count];
+        now_and_on.uses += now_and_on.left * next.uses;
+        now_and_on.time += now_and_on.left * next.time;
+        now_and_on.left *= next.left;
+      }
+      behind[count++] = now_and_on;
+      values_[at] = now_and_on.time > 0 ? now_and_on.uses / now_and_on.time : 0;
+    }
+  }
+
+ private:
+  static constexpr std::size_t codes = std::size_t{8} * 4 * 8 * 8 * 2;
+
+  struct cell_data {
+    std::uint64_t entered = 0;  // sum of the times at which those who are here came
+    float uses = 0;
+    float exposure = 0;  // of those who left
+    std::uint32_t here = 0;
+  };
+
+  [[nodiscard]] static constexpr float width(unsigned age) noexcept {
+    return age == 0 ? 1.0F : static_cast<float>(std::uint32_t{1} << (age - 1));
+  }
+  // Without those who are still there, ages that few leave would look like ages that many are used at.
+  [[nodiscard]] float exposure(unsigned at, std::uint32_t now) const noexcept {
+    const cell_data& c = cells_[at];
+    return c.exposure + static_cast<float>(std::uint64_t{c.here} * now - c.entered);
+  }
+
+  std::vector<cell_data> cells_;
+  std::vector<float> values_;
+  std::vector<std::uint8_t> class_of_;
+  std::array<float, ages> common_{};
+  unsigned classes_ = 1;
+  unsigned requests_ = 0;
+  double mean_request_ = 0;
+};
+
+}  // namespace kvx::detail

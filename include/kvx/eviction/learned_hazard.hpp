@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/concepts/eviction.hpp>
+#include <kvx/detail/block_history.hpp>
+#include <kvx/detail/hazard_model.hpp>
+#include <kvx/detail/policy_duel.hpp>
+#include <kvx/detail/ranked_blocks.hpp>
+#include <kvx/detail/slot_lists.hpp>
+#include <kvx/types.hpp>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvx {
+
+/// Learns from requests when blocks of which kind come back, keeps those worth most, and refuses newcomers worth less.
+///
+/// A history of blocks, also of those given up, says how often each kind (uses so far, age at the last use, how much
+/// was new in its request, whether it was the request's last, what the engine hinted) was used again at which age.
+/// From that follows which blocks should be held; the slots follow that choice. What LRU would hold is followed as
+/// well, exactly: where the choice trails LRU, the slots follow LRU until it leads again. Nothing is to be set.
+///
+/// Used without access(), by insert and touch alone, it learns from uses and ages only, and refuses nothing.
+/// Thread  one caller at a time
+/// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 45 bytes per
+///         block of history, which has nine blocks per slot and is paid for as blocks come; about 500 KiB beside it
+/// Source  docs/decisions/learned-hazard.md
+class learned_hazard {
+ public:
+  explicit learned_hazard(std::size_t slots)
+      : slots_(slots),
+        history_(std::max(slots * 9, slots * 2 + 1024), slots),
+        chosen_(slots),
+        entry_in_(slots, none),
+        not_chosen_(slots, 1),
+        not_in_lru_(slots, 1) {}
+
+  /// Tells of a request, and chooses what should be held from now on.
+  void access(const eviction_request& request) {
+    const std::size_t count = request.blocks.size();
+    const auto [began, goes_on] = begin(request.id);
+    const std::size_t length = count + request.before;
+    if (!goes_on) model_.request(length);
+    const std::uint32_t before = request.before != 0 ? history_.find(request.parent) : none;
+
+    // Entries of the blocks, front first, and how much of the prompt was known.
+    for (const eviction_entry& block : request.blocks) history_.prefetch(block.key);
+    current_.resize(count);
+    detail::block_traits traits;
+    traits.gap = before != none ? history_[before].gap : 0;
+    traits.hint = hint_of(request.session, request.returns_in);
+    std::size_t known = 0;
+    std::array<std::size_t, 3> hits{};
+    std::array<bool, 3> hitting{true, true, true};
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t e = history_.find(request.blocks[count - 1 - i].key);
+      current_[i] = e;
+      if (e == none) {
+        hitting.fill(false);
+        continue;
+      }
+      const entry& x = history_[e];
+      const std::array<bool, 3> here{x.choice != none, x.in_lru != 0, x.slot != no_slot};
+      for (std::size_t w = 0; w < 3; ++w) {
+        hitting[w] = hitting[w] && here[w];
+        hits[w] += hitting[w] ? 1U : 0U;
+      }
+      if (known != i) continue;
+      ++known;
+      traits.gap = x.age + 1U;
+    }
+    traits.new_blocks = count - known;
+
+    const unsigned prefix_gap = traits.gap;
+    for (std::size_t i = count; i-- > 0;) {
+      const std::uint64_t key = request.blocks[count - 1 - i].key;
+      std::uint32_t& e = current_[i];
+      if (e != none && history_[e].key() != key) e = none;  // dropped for one of the blocks behind it
+      traits.last_of_request = i + 1 == count;
+      if (e == none) {
+        traits.gap = prefix_gap;
+        e = history_.create(key, now_, model_);
+        start(e, traits);
+        continue;
+      }
+      if (history_[e].choice != none) chosen_.dequeue(history_[e].choice);
+      if (goes_on && history_[e].last >= began) continue;
+      traits.gap = history_[e].age + 1U;
+      renew(e, traits);
+    }
+    choose(request, before);
+    duel_.request(static_cast<double>(hits[0]), static_cast<double>(hits[1]), static_cast<double>(hits[2]),
+                  model_.mean_request());
+    learn(count);
+  }
+
+  /// Whether a newcomer of the last requests is worth the slot that it would cost.
+  [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
+    const std::uint32_t e = history_.find(key);
+    if (e == none) return true;
+    return duel_.follows_lru() ? history_[e].in_lru != 0 : history_[e].choice != none;
+  }
+
+  void insert(std::span<const eviction_entry> entries) noexcept {
+    bool began = false;
+    for (const eviction_entry& block : entries) {
+      std::uint32_t e = history_.find(block.key);
+      if (e == none || history_[e].slot != no_slot) {
+        if (!std::exchange(began, true)) static_cast<void>(begin(0));
+        e = history_.create(block.key, now_, model_);
+        start(e, {});
+        if (!chosen_.full()) queue(choose(e, none), false);
+      }
+      entry& x = history_[e];
+      x.slot = block.slot;
+      entry_in_[block.slot] = e;
+      ++size_;
+      if (x.choice == none) not_chosen_.push_newest(0, block.slot);
+      if (x.in_lru == 0) not_in_lru_.push_newest(0, block.slot);
+    }
+  }
+
+  void touch(std::span<const slot_index> slots) noexcept {
+    if (slots.empty()) return;
+    static_cast<void>(begin(0));
+    for (const slot_index slot : slots) {
+      const std::uint32_t e = entry_in_[slot];
+      const std::uint32_t choice = history_[e].choice;
+      if (choice != none) chosen_.dequeue(choice);
+      detail::block_traits traits;
+      traits.gap = history_[e].age + 1U;
+      traits.hint = history_[e].hint;
+      renew(e, traits);
+      if (choice != none && chosen_.leaf(choice)) queue(choice, false);
+    }
+    learn(slots.size());
+  }
+
+  void erase(slot_index slot) noexcept {
+    const std::uint32_t e = entry_in_[slot];
+    if (history_[e].choice != none) give_up(history_[e].choice);
+    vacate(slot);
+  }
+
+  template <class Pinned>
+  [[nodiscard]] slot_index evict(Pinned&& pinned) {
+    detail::slot_lists& surplus = duel_.follows_lru() ? not_in_lru_ : not_chosen_;
+    for (std::size_t tries = 2 * detail::parked_tries; tries != 0; --tries) {
+      const slot_index slot = surplus.oldest(0);
+      if (slot == no_slot) break;
+      if (!pinned(slot)) return vacate(slot);
+      surplus.move_to_newest(0, slot);
+    }
+    // Somebody must have a slot although nothing is held beside what should be.
+    for (std::uint32_t choice = chosen_.weakest(); choice != none; choice = chosen_.weakest()) {
+      const slot_index slot = history_[chosen_.entry(choice)].slot;
+      if (slot != no_slot && !pinned(slot)) {
+        give_up(choice);
+        return vacate(slot);
+      }
+      chosen_.dequeue(choice);  // until it is used, or ages
+    }
+    for (std::size_t tries = slots_; tries != 0; --tries) {
+      hand_ = hand_ + 1 < slots_ ? hand_ + 1 : 0;
+      const auto slot = static_cast<slot_index>(hand_);
+      if (entry_in_[slot] == none || pinned(slot)) continue;
+      erase(slot);
+      return slot;
+    }
+    return no_slot;
+  }
+
+  /// News of a session between its requests, for the blocks that no other session used since.
+  /// Shape   keys: of its last request, deepest first
+  void advise(std::span<const std::uint64_t> keys, const hints& news) noexcept {
+    std::uint32_t last = 0;
+    for (const std::uint64_t key : keys) {
+      const std::uint32_t e = history_.find(key);
+      if (e == none) continue;
+      entry& x = history_[e];
+      if (last == 0) last = x.last;
+      if (x.last != last) return;
+      const unsigned hint = hint_of(news.session, news.returns_in);
+      detail::block_traits traits;
+      traits.uses = x.uses;
+      traits.gap = x.gap;
+      traits.hint = hint;
+      const bool queued = x.choice != none && chosen_.queued(x.choice);
+      if (queued) chosen_.dequeue(x.choice);
+      x.hint = hint & 7U;
+      history_.reclassify(e, classify(traits), model_);
+      if (queued) queue(x.choice, false);
+    }
+  }
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  /// Whether LRU does better than the choice just now.
+  [[nodiscard]] bool follows_lru() const noexcept { return duel_.follows_lru(); }
+
+ private:
+  using entry = detail::block_history::entry;
+  static constexpr std::uint32_t none = detail::block_history::none;
+  static constexpr std::size_t blocks_per_fit = 8;
+
+  [[nodiscard]] static unsigned hint_of(session_state session, std::chrono::milliseconds returns_in) noexcept {
+    using namespace std::chrono_literals;
+    if (session == session_state::closed || returns_in <= 0ms) return static_cast<unsigned>(session);
+    return returns_in <= 4s ? 4U : returns_in <= 32s ? 5U : returns_in <= 256s ? 6U : 7U;
+  }
+
+  /// Starts a request, or goes on with one that was told of before; returns when it began.
+  std::pair<std::uint32_t, bool> begin(std::uint64_t id) noexcept {
+    if (id != 0)
+      for (const auto& [known, when] : under_way_)
+        if (known == id) return {when, true};
+    ++now_;
+    if (id != 0) under_way_[next_under_way_++ % under_way_.size()] = {id, now_};
+    for (unsigned age = 0; age + 1 < detail::hazard_model::ages; ++age)
+      for (std::uint32_t e = history_.oldest_of(age);
+           e != none && now_ - history_[e].last >= detail::hazard_model::edge(age + 1); e = history_.oldest_of(age))
+        grow_older(e, age + 1);
+    return {now_, false};
+  }
+  void grow_older(std::uint32_t e, unsigned age) noexcept {
+    const std::uint32_t choice = history_[e].choice;
+    if (choice != none) chosen_.dequeue(choice);
+    history_.leave_age(e, now_, false, model_);
+    history_.enter_age(e, age, model_);
+    if (choice != none && chosen_.leaf(choice)) queue(choice, false);
+  }
+
+  [[nodiscard]] std::uint8_t classify(const detail::block_traits& traits) noexcept {
+    const unsigned known = model_.classes();
+    const std::uint8_t cls = model_.classify(traits, now_);
+    if (model_.classes() != known) publish_values(cls);
+    return cls;
+  }
+  void publish_values(unsigned cls) noexcept {
+    for (unsigned age = 0; age < detail::hazard_model::ages; ++age) {
+      const unsigned cell = detail::hazard_model::cell(cls, age);
+      chosen_.set_value(cell, model_.value(cell));
+    }
+  }
+
+  void start(std::uint32_t e, detail::block_traits traits) noexcept {
+    entry& x = history_[e];
+    x.uses = 0;
+    place(e, traits);
+  }
+  void renew(std::uint32_t e, detail::block_traits traits) noexcept {
+    history_.leave_age(e, now_, true, model_);
+    history_.unlink(e);
+    place(e, traits);
+  }
+  void place(std::uint32_t e, detail::block_traits traits) noexcept {
+    entry& x = history_[e];
+    if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
+    traits.uses = x.uses;
+    x.gap = static_cast<std::uint8_t>(traits.gap);
+    x.hint = traits.hint & 7U;
+    x.last = now_;
+    x.passed = 0;
+    x.cls = classify(traits);
+    history_.push_newest(e);
+    history_.enter_age(e, 0, model_);
+    const bool was_in_lru = x.in_lru != 0;
+    const std::uint32_t out = history_.use_in_lru(e);
+    if (!was_in_lru && x.slot != no_slot) not_in_lru_.remove(x.slot);
+    if (out != none && history_[out].slot != no_slot) not_in_lru_.push_newest(0, history_[out].slot);
+  }
+
+  /// Chooses among the request's newcomers, front first, and what is chosen already and not of this request.
+  void choose(const eviction_request& request, std::uint32_t before) noexcept {
+    const std::size_t count = current_.size();
+    std::uint32_t parent = before != none ? history_[before].choice : none;
+    deciding_ = true;
+    float worth = 0;
+    bool first = true;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t e = current_[i];
+      const entry& x = history_[e];
+      if (x.key() != request.blocks[count - 1 - i].key) break;
+      if (x.choice == none) {
+        // A block is of use only with those in front of it.
+        const float own = model_.value(detail::hazard_model::cell(x.cls, 0));
+        worth = first ? own : std::min(worth, own);
+        first = false;
+        if (chosen_.full()) {
+          const std::uint32_t victim = chosen_.weakest();
+          if (victim == none || worth < chosen_.least_value()) break;
+          give_up(victim);
+        }
+        choose(e, parent);
+      }
+      parent = history_[e].choice;
+    }
+    deciding_ = false;
+    for (std::size_t i = count; i-- > 0;) {
+      const std::uint32_t choice = history_[current_[i]].choice;
+      if (choice != none && chosen_.leaf(choice) && !chosen_.queued(choice)) queue(choice, false);
+    }
+  }
+  std::uint32_t choose(std::uint32_t e, std::uint32_t parent) noexcept {
+    entry& x = history_[e];
+    x.choice = chosen_.add(e, parent);
+    if (x.slot != no_slot) not_chosen_.remove(x.slot);
+    return x.choice;
+  }
+  void give_up(std::uint32_t choice) noexcept {
+    const std::uint32_t e = chosen_.entry(choice);
+    const std::uint32_t parent = chosen_.remove(choice);
+    // Blocks of the request that is being decided about wait for its end.
+    if (parent != none && !(deciding_ && history_[chosen_.entry(parent)].last == now_)) queue(parent, true);
+    entry& x = history_[e];
+    x.choice = none;
+    if (x.slot != no_slot) not_chosen_.push_newest(0, x.slot);
+    history_.drop_if_old(e, now_, model_);
+  }
+  void queue(std::uint32_t choice, bool as_oldest) noexcept {
+    const entry& x = history_[chosen_.entry(choice)];
+    chosen_.enqueue(choice, detail::hazard_model::cell(x.cls, x.age), as_oldest);
+  }
+
+  slot_index vacate(slot_index slot) noexcept {
+    const std::uint32_t e = std::exchange(entry_in_[slot], none);
+    entry& x = history_[e];
+    if (x.choice == none) not_chosen_.remove(slot);
+    if (x.in_lru == 0) not_in_lru_.remove(slot);
+    x.slot = no_slot;
+    --size_;
+    history_.drop_if_old(e, now_, model_);
+    return slot;
+  }
+
+  /// Renews a share of what is learned for each few blocks, so that no request pays for all of it.
+  void learn(std::size_t blocks) noexcept {
+    seen_ += blocks;
+    if (seen_ >= fade_at_) {
+      fade_at_ = seen_ + 16 * std::max<std::size_t>(slots_, 64);
+      model_.fade();
+    }
+    unfitted_ += blocks;
+    constexpr std::uint32_t beginning = 64;
+    constexpr std::size_t most_at_once = 64;
+    std::size_t fits = std::min(unfitted_ / blocks_per_fit, most_at_once);
+    unfitted_ = fits == most_at_once ? 0 : unfitted_ % blocks_per_fit;
+    if (now_ <= beginning) fits = std::min<std::size_t>(model_.classes(), most_at_once);
+    for (; fits != 0; --fits) {
+      if (next_fit_ >= model_.classes()) {
+        next_fit_ = 1;
+        model_.fit_all_together(now_);
+      }
+      if (model_.classes() == 1) return;
+      model_.fit(next_fit_, now_);
+      publish_values(next_fit_++);
+    }
+  }
+
+  std::size_t slots_;
+  detail::hazard_model model_;
+  detail::block_history history_;
+  detail::ranked_blocks chosen_;
+  detail::policy_duel duel_;
+  std::vector<std::uint32_t> entry_in_;
+  // Held, but not chosen, or not in what LRU would hold: those that left first go first.
+  detail::slot_lists not_chosen_;
+  detail::slot_lists not_in_lru_;
+  std::vector<std::uint32_t> current_;
+  std::array<std::pair<std::uint64_t, std::uint32_t>, 64> under_way_{};
+  std::size_t next_under_way_ = 0;
+  std::uint32_t now_ = 0;
+  std::size_t size_ = 0;
+  std::size_t hand_ = 0;
+  std::size_t seen_ = 0;
+  std::size_t fade_at_ = 0;
+  std::size_t unfitted_ = 0;
+  unsigned next_fit_ = 1;
+  bool deciding_ = false;
+};
+
+static_assert(eviction_policy<learned_hazard>);
+static_assert(request_eviction<learned_hazard>);
+static_assert(hint_eviction<learned_hazard>);
+
+}  // namespace kvx
