@@ -23,89 +23,133 @@ class block_history {
   using id = std::uint32_t;
   static constexpr id none = 0xFFFF'FFFFU;
 
+  /// What ageing looks at, block after block; densely, since that is most of the work.
   struct entry {
-    std::uint32_t key_low, key_high;
     id older, newer;
-    id next;             // in the same bucket of the table, or free
     std::uint32_t last;  // time of its last use
+    std::uint8_t cls, gap;
+    std::uint8_t leaf;  // chosen, without chosen children
+    std::uint8_t uses : 3, hint : 3, in_lru : 1, passed : 1;
+  };
+  static_assert(sizeof(entry) == 16);
+  struct whereabouts {
+    std::uint32_t key_low, key_high;
+    id next;             // in the same bucket of the table, or free
     slot_index slot;     // where the tier holds it
-    id choice;           // its place among those that the policy wants held
-    std::uint8_t cls, age, gap;
-    std::uint8_t uses : 3, in_lru : 1, passed : 1, hint : 3;
+    std::uint32_t choice;  // its place among those that the policy wants held
 
     [[nodiscard]] std::uint64_t key() const noexcept { return key_low | std::uint64_t{key_high} << 32U; }
   };
-  static_assert(sizeof(entry) == 36);
+  static_assert(sizeof(whereabouts) == 20);
 
   block_history(std::size_t entries, std::size_t lru_capacity)
-      : entries_(new entry[entries]), size_(entries), heads_(entries, none), lru_capacity_(lru_capacity) {
+      : entries_(new entry[entries]), places_(new whereabouts[entries]), size_(entries), heads_(entries, none), lru_capacity_(lru_capacity) {
     oldest_of_age_.fill(none);
   }
 
   [[nodiscard]] entry& operator[](id e) noexcept { return entries_[e]; }
   [[nodiscard]] const entry& operator[](id e) const noexcept { return entries_[e]; }
-  [[nodiscard]] std::size_t capacity() const noexcept { return size_; }
+  [[nodiscard]] const whereabouts& place(id e) const noexcept { return places_[e]; }
+  [[nodiscard]] std::uint64_t key(id e) const noexcept { return places_[e].key(); }
+  [[nodiscard]] slot_index slot(id e) const noexcept { return places_[e].slot; }
+  void set_slot(id e, slot_index slot) noexcept { places_[e].slot = slot; }
+  [[nodiscard]] std::uint32_t choice(id e) const noexcept { return places_[e].choice; }
+  void set_choice(id e, std::uint32_t choice) noexcept {
+    places_[e].choice = choice;
+    entries_[e].leaf = choice != none ? 1 : 0;
+  }
 
   [[nodiscard]] id find(std::uint64_t key) const noexcept {
     id e = heads_[home(key)];
-    while (e != none && entries_[e].key() != key) e = entries_[e].next;
+    while (e != none && places_[e].key() != key) e = places_[e].next;
     return e;
   }
-  void prefetch(std::uint64_t key) const noexcept { __builtin_prefetch(&heads_[home(key)]); }
+  /// Two steps towards find(), each for many keys before the next, so that their cache misses overlap.
+  void prefetch_bucket(std::uint64_t key) const noexcept { __builtin_prefetch(&heads_[home(key)]); }
+  void prefetch_entry(std::uint64_t key) const noexcept {
+    const id e = heads_[home(key)];
+    if (e == none) return;
+    __builtin_prefetch(&places_[e]);
+    __builtin_prefetch(&entries_[e]);
+  }
 
   /// An entry for a key that has none, in no order and no bucket yet.
-  [[nodiscard]] id create(std::uint64_t key, std::uint32_t now, hazard_model& model) noexcept {
+  [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
     id e = none;
     if (free_ != none) {
       e = free_;
-      free_ = entries_[e].next;
+      free_ = places_[e].next;
     } else if (used_ < size_) {
       e = static_cast<id>(used_++);
     } else {
       pass_over(SIZE_MAX);
       e = drop_;
-      forget(e, now, model);
-      free_ = entries_[e].next;
+      forget(e, model);
+      free_ = places_[e].next;
       // So that nobody has to pass over a long row of held ones at once.
       pass_over(8);
+      if (drop_ != none) prefetch_bucket(places_[drop_].key());
     }
-    entry& x = entries_[e];
-    x = entry{};
-    x.key_low = static_cast<std::uint32_t>(key);
-    x.key_high = static_cast<std::uint32_t>(key >> 32U);
-    x.slot = no_slot;
-    x.choice = none;
+    entries_[e] = entry{};
     id& head = heads_[home(key)];
-    x.next = head;
+    places_[e] = {static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32U), head, no_slot, none};
     head = e;
     return e;
   }
 
   /// Forgets an entry that is behind the point up to which old ones were dropped, once nobody needs it.
-  void drop_if_old(id e, std::uint32_t now, hazard_model& model) noexcept {
-    if (entries_[e].passed != 0 && droppable(e)) forget(e, now, model);
+  void drop_if_old(id e, hazard_model& model) noexcept {
+    if (entries_[e].passed != 0 && droppable(e)) forget(e, model);
   }
 
-  /// Takes an entry out of its age, for reuse at `now` or for another class.
-  void leave_age(id e, std::uint32_t now, bool used, hazard_model& model) noexcept {
+  /// Takes an entry out of its age: it is used, or dropped.
+  void leave_age(id e, bool used, hazard_model& model) noexcept {
     const entry& x = entries_[e];
-    model.leave(x.cls, x.age, x.last + hazard_model::edge(x.age), now, used);
-    if (oldest_of_age_[x.age] != e) return;
-    const bool more = x.newer != none && entries_[x.newer].age == x.age;
-    oldest_of_age_[x.age] = more ? x.newer : none;
+    const unsigned at = age(e);
+    model.leave(x.cls, at, x.last + hazard_model::edge(at), now_, used);
+    if (oldest_of_age_[at] != e) return;
+    oldest_of_age_[at] = x.newer != none && age(x.newer) == at ? x.newer : none;
   }
-  void enter_age(id e, unsigned age, hazard_model& model) noexcept {
-    entry& x = entries_[e];
-    x.age = static_cast<std::uint8_t>(age);
-    model.enter(x.cls, age, x.last + hazard_model::edge(age));
-    if (oldest_of_age_[age] == none) oldest_of_age_[age] = e;
+  /// Precondition: it is the newest, used just now.
+  void enter_first_age(id e, hazard_model& model) noexcept {
+    model.enter(entries_[e].cls, 0, entries_[e].last);
+    if (oldest_of_age_[0] == none) oldest_of_age_[0] = e;
   }
-  /// The oldest entry of an age, `none` when it is empty.
-  [[nodiscard]] id oldest_of(unsigned age) const noexcept { return oldest_of_age_[age]; }
+  /// The age of an entry, as far as grow_older() went.
+  [[nodiscard]] unsigned age(id e) const noexcept { return hazard_model::age_of(now_ - entries_[e].last); }
+
+  /// Lets a request pass: tells the model which entries outgrew their age, and `moved(entry)` of the leaves among them.
+  template <class Moved>
+  void grow_older(std::uint32_t now, hazard_model& model, Moved&& moved) noexcept {
+    now_ = now;
+    for (unsigned age = 0; age + 1 < hazard_model::ages; ++age) {
+      const id first = oldest_of_age_[age];
+      const std::uint32_t outgrown = hazard_model::edge(age + 1);
+      id e = first;
+      while (e != none && now - entries_[e].last >= outgrown) {
+        // Blocks of one request and class are mostly in a row, and are counted at once.
+        const std::uint32_t last = entries_[e].last;
+        const std::uint8_t cls = entries_[e].cls;
+        std::uint32_t count = 0;
+        const entry* x = &entries_[e];
+        do {
+          ++count;
+          const id newer = x->newer;
+          if (x->leaf != 0) moved(e);
+          e = newer;
+          x = &entries_[e != none ? e : 0];
+        } while (e != none && x->last == last && x->cls == cls);
+        model.grow_older(cls, age, count, last, now);
+      }
+      if (e == first) continue;
+      oldest_of_age_[age] = e != none && now - entries_[e].last >= hazard_model::edge(age) ? e : none;
+      if (oldest_of_age_[age + 1] == none) oldest_of_age_[age + 1] = first;
+    }
+  }
   /// Gives an entry another class without a use; its age stays.
   void reclassify(id e, std::uint8_t cls, hazard_model& model) noexcept {
     entry& x = entries_[e];
-    model.move(x.cls, cls, x.age, x.last + hazard_model::edge(x.age));
+    model.move(x.cls, cls, age(e), x.last + hazard_model::edge(age(e)));
     x.cls = cls;
   }
 
@@ -140,7 +184,7 @@ class block_history {
     key ^= key >> 32U;
     return static_cast<std::size_t>(((key & 0xFFFF'FFFFU) * heads_.size()) >> 32U);
   }
-  [[nodiscard]] bool droppable(id e) const noexcept { return entries_[e].choice == none && entries_[e].slot == no_slot; }
+  [[nodiscard]] bool droppable(id e) const noexcept { return places_[e].choice == none && places_[e].slot == no_slot; }
   // There is always something to drop: twice the capacity, held and chosen, are less than the history.
   void pass_over(std::size_t steps) noexcept {
     for (; steps != 0; --steps) {
@@ -155,21 +199,23 @@ class block_history {
     --lru_size_;
     if (lru_oldest_ == e) lru_oldest_ = entries_[e].newer;
   }
-  void forget(id e, std::uint32_t now, hazard_model& model) noexcept {
-    leave_age(e, now, false, model);
+  void forget(id e, hazard_model& model) noexcept {
+    leave_age(e, false, model);
     if (entries_[e].in_lru != 0) leave_lru(e);
     unlink(e);
-    id* at = &heads_[home(entries_[e].key())];
-    while (*at != e) at = &entries_[*at].next;
-    *at = entries_[e].next;
-    entries_[e].next = free_;
+    id* at = &heads_[home(places_[e].key())];
+    while (*at != e) at = &places_[*at].next;
+    *at = places_[e].next;
+    places_[e].next = free_;
     free_ = e;
   }
 
   std::unique_ptr<entry[]> entries_;
+  std::unique_ptr<whereabouts[]> places_;
   std::size_t size_;
   std::vector<id> heads_;
   std::array<id, hazard_model::ages> oldest_of_age_{};
+  std::uint32_t now_ = 0;
   std::size_t used_ = 0;
   id free_ = none;
   id oldest_ = none;

@@ -41,6 +41,9 @@ class hazard_model {
   [[nodiscard]] static constexpr std::uint32_t edge(unsigned age) noexcept {
     return age == 0 ? 0 : std::uint32_t{1} << (age - 1);
   }
+  [[nodiscard]] static constexpr unsigned age_of(std::uint32_t requests) noexcept {
+    return std::min(static_cast<unsigned>(std::bit_width(requests)), ages - 1);
+  }
   [[nodiscard]] static constexpr unsigned cell(unsigned cls, unsigned age) noexcept { return cls * ages + age; }
   [[nodiscard]] float value(unsigned at) const noexcept { return values_[at]; }
   /// Class 0 stands for all of them together.
@@ -82,6 +85,19 @@ class hazard_model {
       if (used) c->uses += 1;
     }
   }
+  /// Blocks of one class that were last used at `last` have outgrown an age unused.
+  void grow_older(unsigned cls, unsigned age, std::uint32_t count, std::uint32_t last, std::uint32_t now) noexcept {
+    const std::uint32_t entered = last + edge(age);
+    for (const unsigned c : {cls, 0U}) {
+      cell_data& from = cells_[cell(c, age)];
+      cell_data& to = cells_[cell(c, age + 1)];
+      from.here -= count;
+      from.entered -= std::uint64_t{count} * entered;
+      from.exposure += static_cast<float>(std::uint64_t{count} * (now - entered));
+      to.here += count;
+      to.entered += std::uint64_t{count} * (last + edge(age + 1));
+    }
+  }
   /// One that is here turns out to be of another class, and counts as if it always had been.
   void move(unsigned from, unsigned to, unsigned age, std::uint32_t entered) noexcept {
     cell_data& a = cells_[cell(from, age)];
@@ -102,7 +118,7 @@ class hazard_model {
 
   /// Renews the hazard of all classes together, to which each is drawn.
   void fit_all_together(std::uint32_t now) noexcept {
-    constexpr float falls_with_age = 0.3F;
+    constexpr float falls_with_age = 0.2F;
     const auto weight = static_cast<float>(4 * mean_request_);
     for (unsigned k = 0; k < ages; ++k) {
       const float w = width(k);

@@ -48,15 +48,19 @@ class ranked_blocks {
     dequeue(parent);
     return b;
   }
-  /// Returns the parent where that is a leaf now, else `none`.
-  id remove(id b) noexcept {
+  /// The parent of a block that has no other child, `none` where there is none such.
+  [[nodiscard]] id left_alone_without(id b) const noexcept {
+    const block& x = blocks_[b];
+    if (x.parent == none || blocks_[x.parent].life != x.parent_life) return none;
+    return blocks_[x.parent].children == 1 ? x.parent : none;
+  }
+  void remove(id b) noexcept {
     dequeue(b);
     block& x = blocks_[b];
     ++x.life;  // children that outlive it do not count for whoever takes its place
     x.entry = free_;
     free_ = b;
-    if (x.parent == none || blocks_[x.parent].life != x.parent_life) return none;
-    return --blocks_[x.parent].children == 0 ? x.parent : none;
+    if (x.parent != none && blocks_[x.parent].life == x.parent_life) --blocks_[x.parent].children;
   }
 
   void enqueue(id b, unsigned cell, bool as_oldest) noexcept {

@@ -51,7 +51,8 @@ class learned_hazard {
     const std::uint32_t before = request.before != 0 ? history_.find(request.parent) : none;
 
     // Entries of the blocks, front first, and how much of the prompt was known.
-    for (const eviction_entry& block : request.blocks) history_.prefetch(block.key);
+    for (const eviction_entry& block : request.blocks) history_.prefetch_bucket(block.key);
+    for (const eviction_entry& block : request.blocks) history_.prefetch_entry(block.key);
     current_.resize(count);
     detail::block_traits traits;
     traits.gap = before != none ? history_[before].gap : 0;
@@ -67,14 +68,14 @@ class learned_hazard {
         continue;
       }
       const entry& x = history_[e];
-      const std::array<bool, 3> here{x.choice != none, x.in_lru != 0, x.slot != no_slot};
+      const std::array<bool, 3> here{history_.choice(e) != none, x.in_lru != 0, history_.slot(e) != no_slot};
       for (std::size_t w = 0; w < 3; ++w) {
         hitting[w] = hitting[w] && here[w];
         hits[w] += hitting[w] ? 1U : 0U;
       }
       if (known != i) continue;
       ++known;
-      traits.gap = x.age + 1U;
+      traits.gap = history_.age(e) + 1U;
     }
     traits.new_blocks = count - known;
 
@@ -82,17 +83,17 @@ class learned_hazard {
     for (std::size_t i = count; i-- > 0;) {
       const std::uint64_t key = request.blocks[count - 1 - i].key;
       std::uint32_t& e = current_[i];
-      if (e != none && history_[e].key() != key) e = none;  // dropped for one of the blocks behind it
+      if (e != none && history_.key(e) != key) e = none;  // dropped for one of the blocks behind it
       traits.last_of_request = i + 1 == count;
       if (e == none) {
         traits.gap = prefix_gap;
-        e = history_.create(key, now_, model_);
+        e = history_.create(key, model_);
         start(e, traits);
         continue;
       }
-      if (history_[e].choice != none) chosen_.dequeue(history_[e].choice);
+      if (history_.choice(e) != none) chosen_.dequeue(history_.choice(e));
       if (goes_on && history_[e].last >= began) continue;
-      traits.gap = history_[e].age + 1U;
+      traits.gap = history_.age(e) + 1U;
       renew(e, traits);
     }
     choose(request, before);
@@ -105,25 +106,24 @@ class learned_hazard {
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
     const std::uint32_t e = history_.find(key);
     if (e == none) return true;
-    return duel_.follows_lru() ? history_[e].in_lru != 0 : history_[e].choice != none;
+    return duel_.follows_lru() ? history_[e].in_lru != 0 : history_.choice(e) != none;
   }
 
   void insert(std::span<const eviction_entry> entries) noexcept {
     bool began = false;
     for (const eviction_entry& block : entries) {
       std::uint32_t e = history_.find(block.key);
-      if (e == none || history_[e].slot != no_slot) {
+      if (e == none || history_.slot(e) != no_slot) {
         if (!std::exchange(began, true)) static_cast<void>(begin(0));
-        e = history_.create(block.key, now_, model_);
+        e = history_.create(block.key, model_);
         start(e, {});
         if (!chosen_.full()) queue(choose(e, none), false);
       }
-      entry& x = history_[e];
-      x.slot = block.slot;
+      history_.set_slot(e, block.slot);
       entry_in_[block.slot] = e;
       ++size_;
-      if (x.choice == none) not_chosen_.push_newest(0, block.slot);
-      if (x.in_lru == 0) not_in_lru_.push_newest(0, block.slot);
+      if (history_.choice(e) == none) not_chosen_.push_newest(0, block.slot);
+      if (history_[e].in_lru == 0) not_in_lru_.push_newest(0, block.slot);
     }
   }
 
@@ -132,10 +132,10 @@ class learned_hazard {
     static_cast<void>(begin(0));
     for (const slot_index slot : slots) {
       const std::uint32_t e = entry_in_[slot];
-      const std::uint32_t choice = history_[e].choice;
+      const std::uint32_t choice = history_.choice(e);
       if (choice != none) chosen_.dequeue(choice);
       detail::block_traits traits;
-      traits.gap = history_[e].age + 1U;
+      traits.gap = history_.age(e) + 1U;
       traits.hint = history_[e].hint;
       renew(e, traits);
       if (choice != none && chosen_.leaf(choice)) queue(choice, false);
@@ -145,7 +145,7 @@ class learned_hazard {
 
   void erase(slot_index slot) noexcept {
     const std::uint32_t e = entry_in_[slot];
-    if (history_[e].choice != none) give_up(history_[e].choice);
+    if (history_.choice(e) != none) give_up(history_.choice(e));
     vacate(slot);
   }
 
@@ -160,7 +160,7 @@ class learned_hazard {
     }
     // Somebody must have a slot although nothing is held beside what should be.
     for (std::uint32_t choice = chosen_.weakest(); choice != none; choice = chosen_.weakest()) {
-      const slot_index slot = history_[chosen_.entry(choice)].slot;
+      const slot_index slot = history_.slot(chosen_.entry(choice));
       if (slot != no_slot && !pinned(slot)) {
         give_up(choice);
         return vacate(slot);
@@ -192,11 +192,12 @@ class learned_hazard {
       traits.uses = x.uses;
       traits.gap = x.gap;
       traits.hint = hint;
-      const bool queued = x.choice != none && chosen_.queued(x.choice);
-      if (queued) chosen_.dequeue(x.choice);
+      const std::uint32_t choice = history_.choice(e);
+      const bool queued = choice != none && chosen_.queued(choice);
+      if (queued) chosen_.dequeue(choice);
       x.hint = hint & 7U;
       history_.reclassify(e, classify(traits), model_);
-      if (queued) queue(x.choice, false);
+      if (queued) queue(choice, false);
     }
   }
 
@@ -207,7 +208,7 @@ class learned_hazard {
  private:
   using entry = detail::block_history::entry;
   static constexpr std::uint32_t none = detail::block_history::none;
-  static constexpr std::size_t blocks_per_fit = 8;
+  static constexpr std::size_t blocks_per_fit = 16;
 
   [[nodiscard]] static unsigned hint_of(session_state session, std::chrono::milliseconds returns_in) noexcept {
     using namespace std::chrono_literals;
@@ -222,18 +223,12 @@ class learned_hazard {
         if (known == id) return {when, true};
     ++now_;
     if (id != 0) under_way_[next_under_way_++ % under_way_.size()] = {id, now_};
-    for (unsigned age = 0; age + 1 < detail::hazard_model::ages; ++age)
-      for (std::uint32_t e = history_.oldest_of(age);
-           e != none && now_ - history_[e].last >= detail::hazard_model::edge(age + 1); e = history_.oldest_of(age))
-        grow_older(e, age + 1);
+    history_.grow_older(now_, model_, [this](std::uint32_t e) {
+      const std::uint32_t choice = history_.choice(e);
+      chosen_.dequeue(choice);
+      if (chosen_.leaf(choice)) queue(choice, false);
+    });
     return {now_, false};
-  }
-  void grow_older(std::uint32_t e, unsigned age) noexcept {
-    const std::uint32_t choice = history_[e].choice;
-    if (choice != none) chosen_.dequeue(choice);
-    history_.leave_age(e, now_, false, model_);
-    history_.enter_age(e, age, model_);
-    if (choice != none && chosen_.leaf(choice)) queue(choice, false);
   }
 
   [[nodiscard]] std::uint8_t classify(const detail::block_traits& traits) noexcept {
@@ -255,7 +250,7 @@ class learned_hazard {
     place(e, traits);
   }
   void renew(std::uint32_t e, detail::block_traits traits) noexcept {
-    history_.leave_age(e, now_, true, model_);
+    history_.leave_age(e, true, model_);
     history_.unlink(e);
     place(e, traits);
   }
@@ -269,27 +264,26 @@ class learned_hazard {
     x.passed = 0;
     x.cls = classify(traits);
     history_.push_newest(e);
-    history_.enter_age(e, 0, model_);
+    history_.enter_first_age(e, model_);
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
-    if (!was_in_lru && x.slot != no_slot) not_in_lru_.remove(x.slot);
-    if (out != none && history_[out].slot != no_slot) not_in_lru_.push_newest(0, history_[out].slot);
+    if (!was_in_lru && history_.slot(e) != no_slot) not_in_lru_.remove(history_.slot(e));
+    if (out != none && history_.slot(out) != no_slot) not_in_lru_.push_newest(0, history_.slot(out));
   }
 
   /// Chooses among the request's newcomers, front first, and what is chosen already and not of this request.
   void choose(const eviction_request& request, std::uint32_t before) noexcept {
     const std::size_t count = current_.size();
-    std::uint32_t parent = before != none ? history_[before].choice : none;
+    std::uint32_t parent = before != none ? history_.choice(before) : none;
     deciding_ = true;
     float worth = 0;
     bool first = true;
     for (std::size_t i = 0; i < count; ++i) {
       const std::uint32_t e = current_[i];
-      const entry& x = history_[e];
-      if (x.key() != request.blocks[count - 1 - i].key) break;
-      if (x.choice == none) {
+      if (history_.key(e) != request.blocks[count - 1 - i].key) break;
+      if (history_.choice(e) == none) {
         // A block is of use only with those in front of it.
-        const float own = model_.value(detail::hazard_model::cell(x.cls, 0));
+        const float own = model_.value(detail::hazard_model::cell(history_[e].cls, 0));
         worth = first ? own : std::min(worth, own);
         first = false;
         if (chosen_.full()) {
@@ -299,43 +293,48 @@ class learned_hazard {
         }
         choose(e, parent);
       }
-      parent = history_[e].choice;
+      parent = history_.choice(e);
     }
     deciding_ = false;
     for (std::size_t i = count; i-- > 0;) {
-      const std::uint32_t choice = history_[current_[i]].choice;
+      const std::uint32_t choice = history_.choice(current_[i]);
       if (choice != none && chosen_.leaf(choice) && !chosen_.queued(choice)) queue(choice, false);
     }
   }
   std::uint32_t choose(std::uint32_t e, std::uint32_t parent) noexcept {
-    entry& x = history_[e];
-    x.choice = chosen_.add(e, parent);
-    if (x.slot != no_slot) not_chosen_.remove(x.slot);
-    return x.choice;
+    const std::uint32_t choice = chosen_.add(e, parent);
+    history_.set_choice(e, choice);
+    if (parent != none) history_[chosen_.entry(parent)].leaf = 0;
+    if (const slot_index slot = history_.slot(e); slot != no_slot) not_chosen_.remove(slot);
+    return choice;
   }
   void give_up(std::uint32_t choice) noexcept {
     const std::uint32_t e = chosen_.entry(choice);
-    const std::uint32_t parent = chosen_.remove(choice);
-    // Blocks of the request that is being decided about wait for its end.
-    if (parent != none && !(deciding_ && history_[chosen_.entry(parent)].last == now_)) queue(parent, true);
-    entry& x = history_[e];
-    x.choice = none;
-    if (x.slot != no_slot) not_chosen_.push_newest(0, x.slot);
-    history_.drop_if_old(e, now_, model_);
+    // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
+    // decided about wait for its end.
+    const std::uint32_t parent = chosen_.left_alone_without(choice);
+    if (parent != none) {
+      entry& above = history_[chosen_.entry(parent)];
+      above.leaf = 1;
+      if (!deciding_ || above.last != now_) queue(parent, true);
+    }
+    chosen_.remove(choice);
+    history_.set_choice(e, none);
+    if (const slot_index slot = history_.slot(e); slot != no_slot) not_chosen_.push_newest(0, slot);
+    history_.drop_if_old(e, model_);
   }
   void queue(std::uint32_t choice, bool as_oldest) noexcept {
-    const entry& x = history_[chosen_.entry(choice)];
-    chosen_.enqueue(choice, detail::hazard_model::cell(x.cls, x.age), as_oldest);
+    const std::uint32_t e = chosen_.entry(choice);
+    chosen_.enqueue(choice, detail::hazard_model::cell(history_[e].cls, history_.age(e)), as_oldest);
   }
 
   slot_index vacate(slot_index slot) noexcept {
     const std::uint32_t e = std::exchange(entry_in_[slot], none);
-    entry& x = history_[e];
-    if (x.choice == none) not_chosen_.remove(slot);
-    if (x.in_lru == 0) not_in_lru_.remove(slot);
-    x.slot = no_slot;
+    if (history_.choice(e) == none) not_chosen_.remove(slot);
+    if (history_[e].in_lru == 0) not_in_lru_.remove(slot);
+    history_.set_slot(e, no_slot);
     --size_;
-    history_.drop_if_old(e, now_, model_);
+    history_.drop_if_old(e, model_);
     return slot;
   }
 
