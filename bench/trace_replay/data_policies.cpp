@@ -7,6 +7,7 @@
 #include <kvx/admission/prefix_aware.hpp>
 #include <kvx/cache.hpp>
 #include <kvx/concepts/admission.hpp>
+#include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/eviction/s3fifo.hpp>
 #include <kvx/hash/xxh3_128.hpp>
@@ -34,6 +35,7 @@ const std::vector<cache_entry>& all_caches() {
   static const std::vector<cache_entry> all{
       cache_with<kvx::lru>("lru"),
       cache_with<kvx::s3fifo>("s3fifo"),
+      cache_with<kvx::learned_hazard>("learned_hazard"),
       cache_with<kvx::lru, kvx::prefix_aware>("lru+prefix_aware"),
   };
   return all;

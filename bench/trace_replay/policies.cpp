@@ -13,6 +13,7 @@
 #include <kvx/eviction/clock.hpp>
 #include <kvx/eviction/fifo.hpp>
 #include <kvx/eviction/gdsf.hpp>
+#include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/eviction/s3fifo.hpp>
 #include <kvx/eviction/sieve.hpp>
@@ -78,6 +79,7 @@ std::vector<policy_entry> make_policies() {
       eviction<kvx::arc>("arc"),
       eviction<kvx::w_tinylfu>("w_tinylfu"),
       eviction<kvx::gdsf>("gdsf"),
+      eviction<kvx::learned_hazard>("learned_hazard"),
       admitted<kvx::lru, kvx::prefix_aware>("lru+prefix_aware"),
       admitted<kvx::lru, kvx::prefix_aware_at<6>>("lru+prefix_aware_at<6>"),
       admitted<kvx::lru, kvx::prefix_aware_at<4>>("lru+prefix_aware_at<4>"),

@@ -69,6 +69,8 @@ class any_cache {
   void extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras = {}) const {
     held_->extend(chain, tokens, extras);
   }
+  void hint(const sequence& request, const hints& news) { held_->hint(request.keys(), news); }
+  void hint(std::span<const block_key> keys, const hints& news) { held_->hint(keys, news); }
   std::size_t erase(std::span<const block_key> keys) { return held_->erase(keys); }
   [[nodiscard]] std::size_t poll(std::span<completion> out) { return held_->poll(out); }
   bool drain(std::chrono::milliseconds limit) { return held_->drain(limit); }
@@ -89,6 +91,7 @@ class any_cache {
     virtual save_ticket save(const sequence&, std::size_t, group_block_ids, Stream) = 0;
     virtual sequence make_sequence(std::span<const token_id>, const scope&, std::span<const block_extra>) const = 0;
     virtual void extend(sequence&, std::span<const token_id>, std::span<const block_extra>) const = 0;
+    virtual void hint(std::span<const block_key>, const hints&) = 0;
     virtual std::size_t erase(std::span<const block_key>) = 0;
     virtual std::size_t poll(std::span<completion>) = 0;
     virtual bool drain(std::chrono::milliseconds) = 0;
@@ -123,6 +126,7 @@ class any_cache {
     void extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras) const override {
       cache.extend(chain, tokens, extras);
     }
+    void hint(std::span<const block_key> keys, const hints& news) override { cache.hint(keys, news); }
     std::size_t erase(std::span<const block_key> keys) override { return cache.erase(keys); }
     std::size_t poll(std::span<completion> out) override { return cache.poll(out); }
     bool drain(std::chrono::milliseconds limit) override { return cache.drain(limit); }

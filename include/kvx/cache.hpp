@@ -181,6 +181,13 @@ class cache {
     for (const digest_type& key : keys) chain.append_key(to_block_key(key));
   }
 
+  /// Tells what becomes of a request's blocks that are cached: its session was closed, a tool was called, they are to
+  /// be kept, to go first, to live no longer than. Takes the place of what was hinted for them before. What a save
+  /// shall start with is set in its sequence.
+  /// Cost    about 200 ns per block
+  void hint(const sequence& request, const hints& news) { core_->hint(request.keys(), news); }
+  void hint(std::span<const block_key> keys, const hints& news) { core_->hint(keys, news); }
+
   /// Forgets blocks in every tier, other writers' in this process only. Blocks in use are left alone.
   /// Returns how many were forgotten.
   std::size_t erase(std::span<const block_key> keys) { return core_->erase(keys); }

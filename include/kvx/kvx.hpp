@@ -14,6 +14,7 @@
 #include <kvx/eviction/clock.hpp>
 #include <kvx/eviction/fifo.hpp>
 #include <kvx/eviction/gdsf.hpp>
+#include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/eviction/s3fifo.hpp>
 #include <kvx/eviction/sieve.hpp>

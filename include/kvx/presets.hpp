@@ -2,7 +2,7 @@
 #pragma once
 
 #include <kvx/cache.hpp>
-#include <kvx/eviction/lru.hpp>
+#include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/hash/xxh3_128.hpp>
 #include <kvx/io/posix.hpp>
 #include <kvx/layout.hpp>
@@ -14,6 +14,6 @@ namespace kvx {
 /// is also the right choice on Lustre and NFS. The hash is fast and not collision resistant: see
 /// options::prompts_trusted. Presets that need a component are in kvx/presets/.
 template <kv_layout Layout = layout>
-using host_cache = cache<Layout, xxh3_128, lru, posix, host_transfer>;
+using host_cache = cache<Layout, xxh3_128, learned_hazard, posix, host_transfer>;
 
 }  // namespace kvx

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/concepts/hints.hpp>
 #include <kvx/types.hpp>
 
 #include <cstddef>
@@ -52,6 +53,10 @@ class sequence {
     return out;
   }
 
+  /// What saves of this sequence tell of its blocks; `cache::hint` changes it for blocks that are cached.
+  void set_hints(const hints& wanted) noexcept { hints_ = wanted; }
+  [[nodiscard]] const hints& given_hints() const noexcept { return hints_; }
+
   /// Forgets everything from token `count` on, e.g. rejected speculation.
   void truncate(std::size_t count) {
     if (count >= tokens_.size()) return;
@@ -73,6 +78,7 @@ class sequence {
   std::vector<token_id> tokens_;
   std::vector<block_key> keys_;
   std::vector<std::pair<std::size_t, std::vector<std::byte>>> extras_;
+  hints hints_;
 };
 
 }  // namespace kvx

@@ -153,6 +153,8 @@ class block_history {
     x.cls = cls;
   }
 
+  /// What LRU would give up next; `newer` leads on to the rest of what it would hold.
+  [[nodiscard]] id lru_oldest() const noexcept { return lru_oldest_; }
   void unlink(id e) noexcept {
     const entry& x = entries_[e];
     if (lru_oldest_ == e) lru_oldest_ = x.newer;

@@ -111,10 +111,38 @@ struct cache_core final : ticket_owner {
         saver_type::release_source(*ticket);
         state.complete(ticket->id(), completion::operation::save, {});
       }
+      for (std::size_t g = 0; g < groups; ++g) {
+        const std::size_t per_block = layout.pages_per_block(g);
+        save.announce(static_cast<std::uint16_t>(g), from, first, blocks, [&](std::size_t b) {
+          const auto block_pages = ids[g].subspan(b * per_block, per_block);
+          return std::find(block_pages.begin(), block_pages.end(), null_block) == block_pages.end();
+        });
+      }
     }
     for (std::size_t b = 0; b < blocks; b += blocks_per_piece())
       save_piece(ticket, from, first, ids, b, std::min(blocks, b + blocks_per_piece()), stream, now);
     return {ticket, {}};
+  }
+
+  void hint(std::span<const block_key> keys, const hints& news) {
+    std::vector<std::uint64_t> deepest_first(keys.size());
+    std::transform(keys.rbegin(), keys.rend(), deepest_first.begin(),
+                   [](const block_key& key) { return group_type::bits_of(key); });
+    const clock::time_point now = clock::now();
+    const std::lock_guard lock(state.mutex);
+    const std::uint32_t expires = state.expires(news, now);
+    for (const auto& g : state.groups) {
+      g->memory.advise(deepest_first, news);
+      if (g->storage) g->storage->advise(deepest_first, news);
+      for (const block_key& key : keys) {
+        const node_id node = g->index.find(from_block_key<digest_type>(key));
+        if (node == no_node) continue;
+        const slot_index slot = g->index.memory_slot(node);
+        if (slot != no_slot && g->memory.published(slot)) g->memory.order(slot, news, expires);
+        const slot_index place = g->index.storage_slot(node);
+        if (place != no_slot && g->storage->published(place)) g->storage->order(place, news, expires);
+      }
+    }
   }
 
   [[nodiscard]] std::size_t erase(std::span<const block_key> keys) {

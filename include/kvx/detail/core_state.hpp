@@ -183,6 +183,13 @@ struct core_state {
     return static_cast<std::uint32_t>((at - born) / lease_step) + 1;
   }
 
+  /// When an order for blocks ends, in the clock of leases; 0: never.
+  [[nodiscard]] std::uint32_t expires(const hints& wanted, clock::time_point now) const noexcept {
+    if (wanted.time_to_live <= std::chrono::milliseconds{0}) return 0;
+    const clock::duration most = std::chrono::hours{24 * 365};
+    return lease_clock(now + std::min<clock::duration>(wanted.time_to_live, most)) + 1;
+  }
+
   void wake_pump() {
     pump_signalled = true;
     pump_wanted.notify_one();
@@ -275,7 +282,7 @@ struct core_state {
       if (purpose == io_class::save && now < g.no_slot_before) return no_slot;
       const std::uint32_t today = lease_clock(now);
       const auto evict = [&](bool keep_unsaved, bool keep_leased) {
-        return g.memory.evict([&](slot_index slot) {
+        return g.memory.evict(today, [&](slot_index slot) {
           const node_id node = g.memory.node_of(slot);
           // Where a node is needed, giving up a block that keeps its node would gain nothing.
           if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node)))

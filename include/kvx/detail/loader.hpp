@@ -136,7 +136,7 @@ class loader {
         touched.push_back(slot);
         copies[g].push_back({group.payload(slot), ids[g].subspan((b - job.first) * pages, pages)});
       }
-      touch(group, touched);
+      use(group, touched, what, needed);
     }
     job.loaded = loaded;
     if (whole) return;
@@ -145,24 +145,35 @@ class loader {
     for (auto& c : copies) c.clear();
   }
 
-  void touch(group_type& group, std::vector<slot_index>& slots) {
+  // Tells each tier's policies of the blocks from `first` on that a request uses.
+  static void use(group_type& group, std::vector<slot_index>& slots, const plan& what, std::size_t first) {
     std::reverse(slots.begin(), slots.end());
     tell_admission(group, slots);
-    group.memory.touch(slots);
+    std::vector<eviction_entry> blocks;
+    blocks.reserve(slots.size());
+    for (const slot_index slot : slots) blocks.push_back({slot, key_bits(group, slot)});
+    eviction_request request;
+    request.blocks = blocks;
+    request.before = first;
+    if (first != 0) request.parent = group_type::bits_of(what.keys[first - 1]);
+    request.id = what.lease.id;
+    group.memory.access(request);
     if (!group.storage) return;
-    std::vector<slot_index> places;
-    for (const slot_index slot : slots) {
-      const slot_index place = group.index.storage_slot(group.memory.node_of(slot));
-      if (place != no_slot && group.storage->published(place)) places.push_back(place);
+    for (eviction_entry& block : blocks) {
+      const slot_index place = group.index.storage_slot(group.memory.node_of(block.slot));
+      block.slot = place != no_slot && group.storage->published(place) ? place : no_slot;
     }
-    group.storage->touch(places);
+    group.storage->access(request);
+  }
+  [[nodiscard]] static std::uint64_t key_bits(const group_type& group, slot_index slot) noexcept {
+    return group_type::bits_of(group.index.key(group.memory.node_of(slot)));
   }
 
   static void tell_admission(group_type& group, std::span<const slot_index> slots) {
     if constexpr (decltype(group.memory_admission)::asks || decltype(group.storage_admission)::asks) {
       std::vector<std::uint64_t> keys;
       for (const slot_index slot : slots)
-        keys.push_back(group_type::bits_of(group.index.key(group.memory.node_of(slot))));
+        keys.push_back(key_bits(group, slot));
       group.memory_admission.used(keys);
       group.storage_admission.used(keys);
     }

@@ -35,6 +35,7 @@ class saver {
     std::vector<token_id> tokens;
     std::vector<std::byte> extra;
     std::vector<std::uint64_t> page_checksums{};  // where the transfer engine says them
+    hints wanted{};
   };
   /// A piece of a save whose copies are under way.
   struct job {
@@ -59,6 +60,7 @@ class saver {
     const std::span<const token_id> tokens = from.tokens(block);
     copy made{entry,           group, block, no_node, no_slot, key, from.parent(block), {tokens.begin(), tokens.end()},
               std::move(extra)};
+    made.wanted = from.given_hints();
     if (const node_id known = g.index.find(key);
         known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
       made.node = known;
@@ -78,6 +80,11 @@ class saver {
       return std::nullopt;
     }
     const bool to_storage = wanted_on_storage(g, *ticket, made);
+    // What storage takes passes through memory anyway.
+    if (!to_storage && g.chained && g.memory.free_slots() == 0 && !g.memory.admits(group_type::bits_of(key))) {
+      refuse(*ticket, entry, tier::memory);
+      return std::nullopt;
+    }
     const slot_index slot = state_.take_memory_slot(g, io_class::save, now);
     if (slot == no_slot) {
       drop(*ticket, entry);
@@ -98,6 +105,27 @@ class saver {
     made.node = node;
     made.slot = slot;
     return made;
+  }
+
+  /// Tells the policies that learn from requests which blocks of a save are new. Caller holds the lock.
+  /// Shape   saved(block): whether the engine keeps the block's pages of this group
+  template <class Saved>
+  void announce(std::uint16_t group, const sequence& from, std::size_t first, std::size_t blocks, Saved&& saved) {
+    if constexpr (request_eviction<typename Policies::eviction>) {
+      group_type& g = *state_.groups[group];
+      news to_memory;
+      news to_storage;
+      for (std::size_t b = first + blocks; b-- > first;) {
+        if (!saved(b - first)) continue;
+        const node_id node = g.index.find(from_block_key<digest_type>(from.key(b)));
+        const bool stored = node != no_node && g.index.storage_slot(node) != no_slot;
+        const bool here = node != no_node && g.index.memory_slot(node) != no_slot;
+        if (!here && !stored) to_memory.add(from, b);
+        if (g.storage && !stored) to_storage.add(from, b);
+      }
+      if (!to_memory.blocks.empty()) g.memory.access(to_memory.request(from));
+      if (!to_storage.blocks.empty()) g.storage->access(to_storage.request(from));
+    }
   }
 
   /// A block for which the engine keeps no page: there is nothing to save. Caller holds the lock.
@@ -201,7 +229,7 @@ class saver {
     if (now < g.no_place_before) return;
     const std::uint32_t today = state_.lease_clock(now);
     while (g.storage->store().free_slots() + g.storage->freeing() < reserve) {
-      const slot_index victim = g.storage->evict([&](slot_index place) {
+      const slot_index victim = g.storage->evict(today, [&](slot_index place) {
         const node_id node = g.storage->node_of(place);
         return g.index.has_children_in_storage(node) || g.index.memory_busy(node) || g.index.storage_busy(node) ||
                g.index.lease(node) > today;
@@ -236,6 +264,25 @@ class saver {
   }
 
  private:
+  // Blocks that a tier does not have, deepest first.
+  struct news {
+    std::vector<eviction_entry> blocks;
+    std::size_t first = 0;
+
+    void add(const sequence& from, std::size_t block) {
+      blocks.push_back({no_slot, group_type::bits_of(from.key(block))});
+      first = block;
+    }
+    [[nodiscard]] eviction_request request(const sequence& from) const {
+      eviction_request made;
+      made.blocks = blocks;
+      made.before = first;
+      if (first != 0) made.parent = group_type::bits_of(from.key(first - 1));
+      made.session = from.given_hints().session;
+      made.returns_in = from.given_hints().returns_in;
+      return made;
+    }
+  };
   struct pending_write {
     std::shared_ptr<save_state> ticket;
     copy what;
@@ -313,15 +360,21 @@ class saver {
         const slot_index slot = g.index.memory_slot(parent);
         return g.index.storage_slot(parent) != no_slot || (slot != no_slot && g.memory.dirty(slot));
       });
-      return g.storage_admission.admit(candidate(ticket, c), reachable);
+      if (!g.storage_admission.admit(candidate(ticket, c), reachable)) return false;
     }
-    return true;
+    if (!g.chained || g.storage->may_grow()) return true;
+    const bool full = g.storage->store().free_slots() + g.storage->freeing() <= reserve(g);
+    return !full || g.storage->admits(group_type::bits_of(c.key));
+  }
+  [[nodiscard]] static std::size_t reserve(group_type& g) noexcept {
+    return std::clamp<std::size_t>(g.storage->store().own_slots() / 16, 1, 64);
   }
 
   void publish(job& j, clock::time_point now) {
     for (const copy& c : j.copies) {
       group_type& g = *state_.groups[c.group];
       g.memory.publish(g.entry_of(c.slot, c.node, c.block));
+      g.memory.order(c.slot, c.wanted, state_.expires(c.wanted, now));
       g.index.set_memory(c.node, c.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();
@@ -359,9 +412,9 @@ class saver {
 
   [[nodiscard]] std::optional<slot_index> take_place(group_type& g, clock::time_point now) {
     store::block_store& store = g.storage->store();
-    const std::size_t reserve = std::clamp<std::size_t>(store.own_slots() / 16, 1, 64);
-    if (store.free_slots() < reserve) {
-      if (!g.storage->may_grow()) refill(g, reserve, now);
+    const std::size_t wanted = reserve(g);
+    if (store.free_slots() < wanted) {
+      if (!g.storage->may_grow()) refill(g, wanted, now);
       state_.wake_keeper();
     }
     const auto place = store.allocate();
@@ -447,6 +500,7 @@ class saver {
       state_.metrics.storage.blocks.add();
       g.index.set_storage(w->what.node, w->place, false);
       g.storage->publish(g.entry_of(w->place, w->what.node, w->what.block));
+      g.storage->order(w->place, w->what.wanted, state_.expires(w->what.wanted, now));
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
       if (closed_)
         decide(*w->ticket, w->what.entry, errc::closed);

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -159,6 +159,14 @@ class learned_hazard {
       surplus.move_to_newest(0, slot);
     }
     // Somebody must have a slot although nothing is held beside what should be.
+    if (duel_.follows_lru()) {
+      std::uint32_t e = history_.lru_oldest();
+      for (std::size_t tries = 4 * detail::parked_tries; tries != 0 && e != none; --tries, e = history_[e].newer)
+        if (const slot_index slot = history_.slot(e); slot != no_slot && !pinned(slot)) {
+          erase(slot);
+          return slot;
+        }
+    }
     for (std::uint32_t choice = chosen_.weakest(); choice != none; choice = chosen_.weakest()) {
       const slot_index slot = history_.slot(chosen_.entry(choice));
       if (slot != no_slot && !pinned(slot)) {

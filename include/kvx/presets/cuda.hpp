@@ -2,7 +2,7 @@
 #pragma once
 
 #include <kvx/cache.hpp>
-#include <kvx/eviction/lru.hpp>
+#include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/hash/xxh3_128.hpp>
 #include <kvx/io/posix.hpp>
 #include <kvx/layout.hpp>
@@ -12,8 +12,8 @@ namespace kvx {
 
 /// For engines on an NVIDIA GPU: blocks move between its memory and pinned host memory, and threads do the I/O.
 /// Give the cache a `cuda_transfer` with the kernels of the engine. Needs the component `cuda`. On a local drive
-/// `cache<Layout, xxh3_128, lru, auto_io, cuda_transfer>`, with the component `uring`, costs less CPU.
+/// `cache<Layout, xxh3_128, learned_hazard, auto_io, cuda_transfer>`, with the component `uring`, costs less CPU.
 template <kv_layout Layout = layout>
-using gpu_cache = cache<Layout, xxh3_128, lru, posix, cuda_transfer>;
+using gpu_cache = cache<Layout, xxh3_128, learned_hazard, posix, cuda_transfer>;
 
 }  // namespace kvx

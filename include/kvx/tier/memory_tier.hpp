@@ -51,8 +51,13 @@ class memory_tier {
   void publish(const eviction_entry& entry) { evictable_.add(entry); }
   /// An operation that brought blocks is finished.
   void settle() { evictable_.settle(); }
-  /// Shape   slots: published, tail first
-  void touch(std::vector<slot_index>& slots) { evictable_.touch(slots); }
+  /// A request uses blocks; slots are published ones.
+  void access(const eviction_request& request) { evictable_.access(request); }
+  [[nodiscard]] bool admits(std::uint64_t key) const { return evictable_.admits(key); }
+  void advise(std::span<const std::uint64_t> keys, const hints& news) { evictable_.advise(keys, news); }
+  /// Shape   slot: published; expires: in the clock of evict(), 0 for never
+  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { evictable_.order(slot, wanted, expires); }
+  [[nodiscard]] bool published(slot_index slot) const noexcept { return evictable_.contains(slot); }
 
   /// Gives a slot back; one that was published leaves the policy.
   void release(slot_index slot) {
@@ -64,8 +69,8 @@ class memory_tier {
   /// Evicts one slot for which `keep(slot)` is false and that has no pins, and returns it, still assigned to its
   /// node; release() it. `no_slot` when everything is in use.
   template <class Keep>
-  [[nodiscard]] slot_index evict(Keep&& keep) {
-    return evictable_.evict([&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
+  [[nodiscard]] slot_index evict(std::uint32_t now, Keep&& keep) {
+    return evictable_.evict(now, [&](slot_index candidate) { return slots_[candidate].pins != 0 || keep(candidate); });
   }
 
   /// Whether a slot's block still waits to be written to storage.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/concepts/eviction.hpp>
+#include <kvx/tier/slot_orders.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
@@ -9,12 +10,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <span>
 #include <utility>
 #include <vector>
 
 namespace kvx {
 
-/// An eviction policy behind a list of newcomers, which reach it tail first.
+/// An eviction policy behind a list of newcomers, which reach it tail first, and behind what the engine ordered.
 ///
 /// Blocks arrive front first, one by one, as copies and reads end; policies want a prompt's deepest block first,
 /// so that its prefix stays longest. So newcomers wait until their operation is finished, or until nothing else
@@ -24,7 +26,7 @@ namespace kvx {
 template <eviction_policy Policy>
 class newcomer_queue {
  public:
-  explicit newcomer_queue(std::size_t slots) : places_(slots, place::outside), policy_(slots) {}
+  explicit newcomer_queue(std::size_t slots) : places_(slots, place::outside), policy_(slots), orders_(slots) {}
 
   /// Shape   entry.slot: not in here
   void add(const eviction_entry& entry) {
@@ -47,30 +49,71 @@ class newcomer_queue {
     std::erase_if(slots, [this](slot_index slot) { return places_[slot] != place::held; });
     policy_.touch(slots);
   }
+  /// Tells a policy that learns from requests of one; others only of the blocks that are here.
+  /// Shape   request.blocks: slots in here, or none
+  void access(const eviction_request& request) {
+    if constexpr (request_eviction<Policy>) {
+      policy_.access(request);
+    } else {
+      touched_.clear();
+      for (const eviction_entry& e : request.blocks)
+        if (e.slot != no_slot) touched_.push_back(e.slot);
+      touch(touched_);
+    }
+  }
+  /// Whether the policy would give up something for a block; all but those that learn from requests always would.
+  [[nodiscard]] bool admits(std::uint64_t key) const {
+    if constexpr (request_eviction<Policy>) return policy_.admits(key);
+    return true;
+  }
+  /// News of a session, for policies that take them.
+  void advise(std::span<const std::uint64_t> keys, const hints& news) {
+    if constexpr (hint_eviction<Policy>) policy_.advise(keys, news);
+  }
+  /// What the engine orders for a slot in here, in place of what it ordered before.
+  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { orders_.set(slot, wanted, expires); }
+
   /// Takes a slot out, if it is in here.
   void remove(slot_index slot) {
+    orders_.clear(slot);
     const place was = std::exchange(places_[slot], place::outside);
     if (was == place::held) policy_.erase(slot);
     if (was == place::newcomer) std::erase_if(newcomers_, [slot](const eviction_entry& e) { return e.slot == slot; });
   }
   /// Takes out the next slot for which `pinned` is false; `no_slot` when there is none.
+  /// Shape   now: in the clock of order()
   template <std::predicate<slot_index> Pinned>
-  [[nodiscard]] slot_index evict(Pinned&& pinned) {
-    slot_index victim = policy_.evict(pinned);
-    if (victim == no_slot && !newcomers_.empty()) {
-      settle();
-      victim = policy_.evict(pinned);
+  [[nodiscard]] slot_index evict(std::uint32_t now, Pinned&& pinned) {
+    const auto kept = [&](slot_index slot) { return orders_.pinned(slot) || pinned(slot); };
+    if (const slot_index first = orders_.first_to_go(now, kept); first != no_slot) {
+      remove(first);
+      return first;
     }
-    if (victim != no_slot) places_[victim] = place::outside;
+    slot_index victim = no_slot;
+    if (orders_.any_high()) victim = take([&](slot_index slot) { return orders_.high(slot) || kept(slot); });
+    if (victim == no_slot) victim = take(kept);
+    if (victim == no_slot) return no_slot;
+    places_[victim] = place::outside;
+    orders_.clear(victim);
     return victim;
   }
 
  private:
   enum class place : std::uint8_t { outside, newcomer, held };
 
+  template <class Kept>
+  [[nodiscard]] slot_index take(Kept&& kept) {
+    const slot_index victim = policy_.evict(kept);
+    if (victim != no_slot || newcomers_.empty()) return victim;
+    settle();
+    return policy_.evict(kept);
+  }
+
   std::vector<place> places_;
   std::vector<eviction_entry> newcomers_;
+  std::vector<slot_index> touched_;
   Policy policy_;
+  slot_orders orders_;
 };
 
 }  // namespace kvx

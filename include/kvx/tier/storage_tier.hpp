@@ -47,13 +47,17 @@ class storage_tier {
   [[nodiscard]] bool published(slot_index slot) const noexcept { return evictable_.contains(slot); }
   /// An operation that stored blocks is finished.
   void settle() { evictable_.settle(); }
-  /// Shape   slots: published, tail first
-  void touch(std::vector<slot_index>& slots) { evictable_.touch(slots); }
+  /// A request uses blocks; slots are published ones.
+  void access(const eviction_request& request) { evictable_.access(request); }
+  [[nodiscard]] bool admits(std::uint64_t key) const { return evictable_.admits(key); }
+  void advise(std::span<const std::uint64_t> keys, const hints& news) { evictable_.advise(keys, news); }
+  /// Shape   slot: published; expires: in the clock of evict(), 0 for never
+  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { evictable_.order(slot, wanted, expires); }
 
   /// The next own slot to give up, out of the policy already; forget() and free it. `no_slot`: none may go.
   template <class Keep>
-  [[nodiscard]] slot_index evict(Keep&& keep) {
-    return evictable_.evict(keep);
+  [[nodiscard]] slot_index evict(std::uint32_t now, Keep&& keep) {
+    return evictable_.evict(now, keep);
   }
 
   /// Whether the store may still claim extents; its keeper finds out.
