@@ -240,6 +240,9 @@ class player {
     const auto save = cache_.save(chain, loaded, ids.subspan(loaded));
     while (!save.wait_source_released(std::chrono::seconds(1))) {
     }
+    // Decoding and reading the answer take longer than saving. A client that asks at once would outrun storage, and
+    // nearly every save would be dropped to protect loads.
+    if (!how_.open_loop) save.wait_stored(std::chrono::seconds(60));
     return loaded;
   }
 

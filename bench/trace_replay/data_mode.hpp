@@ -36,7 +36,8 @@ struct data_settings {
   double storage_percent = 50;
   std::uint64_t bytes_per_block = 64U << 10U;
   std::size_t clients = 1;
-  /// Requests arrive at their timestamps times `time_scale`; false: a client asks as soon as it has its answer.
+  /// Requests arrive at their timestamps times `time_scale`; false: a client asks again as soon as its
+  /// request is answered and saved.
   bool open_loop = false;
   double time_scale = 0.01;
   /// What the engine computes of the trace's tokens in a second, times time_scale; 0: it takes no time.
