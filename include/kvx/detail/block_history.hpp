@@ -27,8 +27,9 @@ class block_history {
   struct entry {
     id older, newer;
     std::uint32_t last;  // time of its last use
-    std::uint8_t cls, gap;
-    std::uint8_t leaf;  // chosen, without chosen children
+    std::uint8_t cls;
+    std::uint8_t news;                          // a class as well: what the engine said since; 0: nothing
+    std::uint8_t gap : 5, leaf : 1, unused : 2;
     std::uint8_t uses : 3, hint : 3, in_lru : 1, passed : 1;
   };
   static_assert(sizeof(entry) == 16);
@@ -106,13 +107,14 @@ class block_history {
   void leave_age(id e, bool used, hazard_model& model) noexcept {
     const entry& x = entries_[e];
     const unsigned at = age(e);
-    model.leave(x.cls, at, x.last + hazard_model::edge(at), now_, used);
+    for_classes(x, [&](unsigned cls) { model.leave(cls, at, x.last + hazard_model::edge(at), now_, used); });
     if (oldest_of_age_[at] != e) return;
     oldest_of_age_[at] = x.newer != none && age(x.newer) == at ? x.newer : none;
   }
   /// Precondition: it is the newest, used just now.
   void enter_first_age(id e, hazard_model& model) noexcept {
-    model.enter(entries_[e].cls, 0, entries_[e].last);
+    const entry& x = entries_[e];
+    for_classes(x, [&](unsigned cls) { model.enter(cls, 0, x.last); });
     if (oldest_of_age_[0] == none) oldest_of_age_[0] = e;
   }
   /// The age of an entry, as far as grow_older() went.
@@ -129,7 +131,7 @@ class block_history {
       while (e != none && now - entries_[e].last >= outgrown) {
         // Blocks of one request and class are mostly in a row, and are counted at once.
         const std::uint32_t last = entries_[e].last;
-        const std::uint8_t cls = entries_[e].cls;
+        const entry kind = entries_[e];
         std::uint32_t count = 0;
         const entry* x = &entries_[e];
         do {
@@ -138,19 +140,36 @@ class block_history {
           if (x->leaf != 0) moved(e);
           e = newer;
           x = &entries_[e != none ? e : 0];
-        } while (e != none && x->last == last && x->cls == cls);
-        model.grow_older(cls, age, count, last, now);
+        } while (e != none && x->last == last && x->cls == kind.cls && x->news == kind.news);
+        for_classes(kind, [&](unsigned cls) { model.grow_older(cls, age, count, last, now); });
       }
       if (e == first) continue;
       oldest_of_age_[age] = e != none && now - entries_[e].last >= hazard_model::edge(age) ? e : none;
       if (oldest_of_age_[age + 1] == none) oldest_of_age_[age + 1] = first;
     }
   }
-  /// Gives an entry another class without a use; its age stays.
-  void reclassify(id e, std::uint8_t cls, hazard_model& model) noexcept {
+  /// Gives an entry a class for the news of it, or takes the last one back (0); it counts there as if it always had.
+  void set_news(id e, std::uint8_t news, hazard_model& model) noexcept {
     entry& x = entries_[e];
-    model.move(x.cls, cls, age(e), x.last + hazard_model::edge(age(e)));
+    const unsigned at = age(e);
+    const std::uint32_t entered = x.last + hazard_model::edge(at);
+    if (x.news != 0) model.leave(x.news, at, entered, entered, false);
+    x.news = news;
+    if (news != 0) model.enter(news, at, entered);
+  }
+  /// Ends an entry's stay in its class, unused, and puts it into another for good: its session is over.
+  void change_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
+    set_news(e, 0, model);
+    entry& x = entries_[e];
+    const unsigned at = age(e);
+    const std::uint32_t entered = x.last + hazard_model::edge(at);
+    model.leave(x.cls, at, entered, now_, false);
     x.cls = cls;
+    model.enter(cls, at, entered);
+  }
+  /// The class by which an entry is judged.
+  [[nodiscard]] unsigned standing(id e) const noexcept {
+    return entries_[e].news != 0 ? entries_[e].news : entries_[e].cls;
   }
 
   /// What LRU would give up next; `newer` leads on to the rest of what it would hold.
@@ -181,6 +200,13 @@ class block_history {
   }
 
  private:
+  // An entry counts in its own class and in that of all of them, and while there is news of it in that one too.
+  template <class Count>
+  static void for_classes(const entry& x, Count&& count) noexcept {
+    count(x.cls);
+    count(0);
+    if (x.news != 0) count(x.news);
+  }
   [[nodiscard]] std::size_t home(std::uint64_t key) const noexcept {
     key = (key ^ (key >> 32U)) * 0x9E37'79B9'7F4A'7C15U;
     key ^= key >> 32U;

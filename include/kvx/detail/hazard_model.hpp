@@ -61,53 +61,41 @@ class hazard_model {
     const unsigned uses = std::min(block.uses, 4U) - 1;
     const unsigned gap = std::min(block.gap / 3, 7U);
     const unsigned length = std::min(static_cast<unsigned>(std::bit_width(block.new_blocks)) / 2, 7U);
-    const unsigned code =
-        (((block.hint * 4 + uses) * 8 + gap) * 8 + length) * 2 + (block.last_of_request ? 1U : 0U);
-    std::uint8_t& known = class_of_[code];
-    if (known != 0) return known;
-    if (classes_ == most_classes) return class_of_[code & ~(0x3FU << 1U)] != 0 ? class_of_[code & ~(0x3FU << 1U)] : 1;
-    known = static_cast<std::uint8_t>(classes_++);
-    fit(known, now);
-    return known;
+    return class_of(
+        (((block.hint * 4 + uses) * 8 + gap) * 8 + length) * 2 + (block.last_of_request ? 1U : 0U), now);
+  }
+  /// The class of blocks of which there is news since their last use, beside their own.
+  [[nodiscard]] std::uint8_t classify_news(unsigned uses, unsigned gap, unsigned hint, std::uint32_t now) noexcept {
+    block_traits traits;
+    traits.uses = uses;
+    traits.gap = gap;
+    traits.hint = hint;
+    return classify(traits, now);
   }
 
   void enter(unsigned cls, unsigned age, std::uint32_t entered) noexcept {
-    for (cell_data* c : {&cells_[cell(cls, age)], &cells_[age]}) {
-      ++c->here;
-      c->entered += entered;
-    }
+    cell_data& c = cells_[cell(cls, age)];
+    ++c.here;
+    c.entered += entered;
   }
   void leave(unsigned cls, unsigned age, std::uint32_t entered, std::uint32_t now, bool used) noexcept {
-    for (cell_data* c : {&cells_[cell(cls, age)], &cells_[age]}) {
-      --c->here;
-      c->entered -= entered;
-      c->exposure += static_cast<float>(now - entered);
-      if (used) c->uses += 1;
-    }
+    cell_data& c = cells_[cell(cls, age)];
+    --c.here;
+    c.entered -= entered;
+    c.exposure += static_cast<float>(now - entered);
+    if (used) c.uses += 1;
   }
   /// Blocks of one class that were last used at `last` have outgrown an age unused.
   void grow_older(unsigned cls, unsigned age, std::uint32_t count, std::uint32_t last, std::uint32_t now) noexcept {
     const std::uint32_t entered = last + edge(age);
-    for (const unsigned c : {cls, 0U}) {
-      cell_data& from = cells_[cell(c, age)];
-      cell_data& to = cells_[cell(c, age + 1)];
-      from.here -= count;
-      from.entered -= std::uint64_t{count} * entered;
-      from.exposure += static_cast<float>(std::uint64_t{count} * (now - entered));
-      to.here += count;
-      to.entered += std::uint64_t{count} * (last + edge(age + 1));
-    }
+    cell_data& from = cells_[cell(cls, age)];
+    cell_data& to = cells_[cell(cls, age + 1)];
+    from.here -= count;
+    from.entered -= std::uint64_t{count} * entered;
+    from.exposure += static_cast<float>(std::uint64_t{count} * (now - entered));
+    to.here += count;
+    to.entered += std::uint64_t{count} * (last + edge(age + 1));
   }
-  /// One that is here turns out to be of another class, and counts as if it always had been.
-  void move(unsigned from, unsigned to, unsigned age, std::uint32_t entered) noexcept {
-    cell_data& a = cells_[cell(from, age)];
-    cell_data& b = cells_[cell(to, age)];
-    --a.here;
-    a.entered -= entered;
-    ++b.here;
-    b.entered += entered;
-  }
-
   /// Makes what was learned count half, so that newer traffic outweighs it.
   void fade() noexcept {
     for (cell_data& c : cells_) {
@@ -164,6 +152,15 @@ class hazard_model {
     std::uint32_t here = 0;
   };
 
+  [[nodiscard]] std::uint8_t class_of(unsigned code, std::uint32_t now) noexcept {
+    std::uint8_t& known = class_of_[code];
+    if (known != 0) return known;
+    // Far more than traffic has shown so far; what comes after is counted with the first.
+    if (classes_ == most_classes) return 1;
+    known = static_cast<std::uint8_t>(classes_++);
+    fit(known, now);
+    return known;
+  }
   [[nodiscard]] static constexpr float width(unsigned age) noexcept {
     return age == 0 ? 1.0F : static_cast<float>(std::uint32_t{1} << (age - 1));
   }

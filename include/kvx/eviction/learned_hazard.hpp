@@ -196,15 +196,15 @@ class learned_hazard {
       if (last == 0) last = x.last;
       if (x.last != last) return;
       const unsigned hint = hint_of(news.session, news.returns_in);
-      detail::block_traits traits;
-      traits.uses = x.uses;
-      traits.gap = x.gap;
-      traits.hint = hint;
       const std::uint32_t choice = history_.choice(e);
       const bool queued = choice != none && chosen_.queued(choice);
       if (queued) chosen_.dequeue(choice);
       x.hint = hint & 7U;
-      history_.reclassify(e, classify(traits), model_);
+      const auto told = [&] { return model_.classify_news(x.uses, x.gap, hint, now_); };
+      if (news.session == session_state::closed)
+        history_.change_class(e, published(told), model_);
+      else
+        history_.set_news(e, hint == 0 ? std::uint8_t{0} : published(told), model_);
       if (queued) queue(choice, false);
     }
   }
@@ -239,9 +239,11 @@ class learned_hazard {
     return {now_, false};
   }
 
-  [[nodiscard]] std::uint8_t classify(const detail::block_traits& traits) noexcept {
+  // A class that was never seen before has values at once.
+  template <class Classify>
+  [[nodiscard]] std::uint8_t published(Classify&& classify) noexcept {
     const unsigned known = model_.classes();
-    const std::uint8_t cls = model_.classify(traits, now_);
+    const std::uint8_t cls = classify();
     if (model_.classes() != known) publish_values(cls);
     return cls;
   }
@@ -266,11 +268,12 @@ class learned_hazard {
     entry& x = history_[e];
     if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
     traits.uses = x.uses;
-    x.gap = static_cast<std::uint8_t>(traits.gap);
+    x.gap = traits.gap & 31U;
+    x.news = 0;
     x.hint = traits.hint & 7U;
     x.last = now_;
     x.passed = 0;
-    x.cls = classify(traits);
+    x.cls = published([&] { return model_.classify(traits, now_); });
     history_.push_newest(e);
     history_.enter_first_age(e, model_);
     const bool was_in_lru = x.in_lru != 0;
@@ -333,7 +336,7 @@ class learned_hazard {
   }
   void queue(std::uint32_t choice, bool as_oldest) noexcept {
     const std::uint32_t e = chosen_.entry(choice);
-    chosen_.enqueue(choice, detail::hazard_model::cell(history_[e].cls, history_.age(e)), as_oldest);
+    chosen_.enqueue(choice, detail::hazard_model::cell(history_.standing(e), history_.age(e)), as_oldest);
   }
 
   slot_index vacate(slot_index slot) noexcept {
