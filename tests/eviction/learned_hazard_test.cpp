@@ -2,5 +2,339 @@
 #include "conformance.hpp"
 
 #include <kvx/eviction/learned_hazard.hpp>
+#include <kvx/eviction/lru.hpp>
+
+#include "allocations.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <unordered_map>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::learned_hazard);
+
+namespace {
+
+using request_blocks = std::vector<std::uint64_t>;  // front first
+
+/// A tier that asks a policy as kvx's do, and checks every answer.
+template <kvx::eviction_policy Policy>
+class small_tier {
+ public:
+  explicit small_tier(std::size_t slots) : policy(slots), key_in_(slots, 0) {
+    for (std::size_t i = slots; i-- > 0;) free_.push_back(static_cast<kvx::slot_index>(i));
+  }
+
+  /// Returns how many of the request's leading blocks were there.
+  std::size_t request(const request_blocks& blocks, kvx::session_state session = kvx::session_state::unknown) {
+    std::size_t hits = 0;
+    while (hits < blocks.size() && slot_of_.count(blocks[hits]) != 0) ++hits;
+    in_use_ = blocks;
+    std::sort(in_use_.begin(), in_use_.end());
+    std::vector<kvx::eviction_entry> entries;
+    std::vector<kvx::slot_index> present;
+    for (std::size_t i = blocks.size(); i-- > 0;) {
+      const auto at = slot_of_.find(blocks[i]);
+      entries.push_back({at == slot_of_.end() ? kvx::no_slot : at->second, blocks[i]});
+      if (at != slot_of_.end()) present.push_back(at->second);
+    }
+    if constexpr (kvx::request_eviction<Policy>) {
+      kvx::eviction_request told;
+      told.blocks = entries;
+      told.session = session;
+      policy.access(told);
+    } else {
+      policy.touch(present);
+    }
+    std::vector<kvx::eviction_entry> admitted;
+    for (const std::uint64_t key : blocks) {
+      if (slot_of_.count(key) != 0) continue;
+      const kvx::slot_index slot = room_for(key);
+      if (slot == kvx::no_slot) {
+        ++refused;
+        break;
+      }
+      slot_of_[key] = slot;
+      key_in_[slot] = key;
+      admitted.push_back({slot, key});
+    }
+    std::reverse(admitted.begin(), admitted.end());
+    policy.insert(admitted);
+    CHECK(policy.size() == slot_of_.size());
+    return hits;
+  }
+  kvx::slot_index give_up_one() {
+    in_use_.clear();
+    return take_one();
+  }
+  void forget(std::uint64_t key) {
+    const kvx::slot_index slot = slot_of_.at(key);
+    policy.erase(slot);
+    slot_of_.erase(key);
+    free_.push_back(slot);
+  }
+  [[nodiscard]] bool holds(std::uint64_t key) const { return slot_of_.count(key) != 0; }
+  [[nodiscard]] std::vector<std::uint64_t> keys() const {
+    std::vector<std::uint64_t> out;
+    for (const auto& [key, slot] : slot_of_) out.push_back(key);
+    return out;
+  }
+
+  Policy policy;
+  std::size_t refused = 0;
+
+ private:
+  kvx::slot_index room_for(std::uint64_t key) {
+    if (!free_.empty()) {
+      const kvx::slot_index slot = free_.back();
+      free_.pop_back();
+      return slot;
+    }
+    if constexpr (kvx::request_eviction<Policy>)
+      if (!policy.admits(key)) return kvx::no_slot;
+    return take_one();
+  }
+  kvx::slot_index take_one() {
+    const kvx::slot_index slot = policy.evict([&](kvx::slot_index candidate) {
+      return std::binary_search(in_use_.begin(), in_use_.end(), key_in_[candidate]);
+    });
+    if (slot == kvx::no_slot) return slot;
+    REQUIRE(slot_of_.erase(key_in_[slot]) == 1);
+    return slot;
+  }
+
+  std::unordered_map<std::uint64_t, kvx::slot_index> slot_of_;
+  std::vector<std::uint64_t> key_in_;
+  std::vector<kvx::slot_index> free_;
+  request_blocks in_use_;
+};
+
+using traffic = std::vector<request_blocks>;
+
+request_blocks row(std::uint64_t first, std::size_t count) {
+  request_blocks out(count);
+  for (std::size_t i = 0; i < count; ++i) out[i] = first + i;
+  return out;
+}
+
+template <class Policy>
+std::size_t hits_of(const traffic& all, std::size_t slots) {
+  small_tier<Policy> tier(slots);
+  std::size_t hits = 0;
+  for (const request_blocks& one : all) hits += tier.request(one);
+  return hits;
+}
+
+/// One document in use among many that are read once, and each asked about again only after `between` others.
+traffic documents_and_scans(std::size_t rounds, std::size_t between) {
+  traffic all;
+  std::uint64_t fresh = 1'000'000;
+  for (std::size_t round = 0; round < rounds; ++round) {
+    all.push_back(row(1000 * (1 + round % 4), 10));
+    for (std::size_t i = 0; i < between; ++i) {
+      all.push_back(row(fresh, 10));
+      fresh += 10;
+    }
+  }
+  return all;
+}
+
+/// Reuse that depends on the time since the last use alone: what LRU is made for.
+traffic recency(std::uint32_t seed, std::size_t requests, double mean) {
+  std::mt19937 random(seed);
+  std::exponential_distribution<double> back(1 / mean);
+  std::vector<request_blocks> stack;
+  traffic all;
+  std::uint64_t fresh = 1;
+  for (std::size_t i = 0; i < requests; ++i) {
+    request_blocks one;
+    const auto depth = static_cast<std::size_t>(back(random));
+    if (depth >= stack.size() || random() % 20 == 0) {
+      one = row(fresh, 5 + random() % 20);
+      fresh += 100;
+    } else {
+      const auto at = stack.end() - 1 - static_cast<std::ptrdiff_t>(depth);
+      one = *at;
+      stack.erase(at);
+    }
+    stack.push_back(one);
+    all.push_back(std::move(one));
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("learned_hazard: what comes back is kept through scans that are larger than the cache") {
+  const traffic all = documents_and_scans(400, 12);
+  CHECK(hits_of<kvx::lru>(all, 100) == 0);
+  // 4 documents of 10 blocks, 400 uses; some are needed to learn.
+  CHECK(hits_of<kvx::learned_hazard>(all, 100) > 3000);
+}
+
+TEST_CASE("learned_hazard: a loop larger than the cache is kept in part, not lost whole") {
+  traffic all;
+  for (std::size_t i = 0; i < 3000; ++i) all.push_back(row(1000 * (1 + i % 20), 10));
+  CHECK(hits_of<kvx::lru>(all, 100) == 0);
+  CHECK(hits_of<kvx::learned_hazard>(all, 100) > 3000 * 10 / 4);
+}
+
+TEST_CASE("learned_hazard: a newcomer worth less than everything held is refused") {
+  small_tier<kvx::learned_hazard> tier(100);
+  for (const request_blocks& one : documents_and_scans(400, 12)) tier.request(one);
+  CHECK(tier.refused > 1000);
+  for (std::uint64_t document = 1; document <= 4; ++document) CHECK(tier.holds(1000 * document));
+}
+
+TEST_CASE("learned_hazard: a refused block can be taken in all the same, and goes next") {
+  small_tier<kvx::learned_hazard> tier(100);
+  for (const request_blocks& one : documents_and_scans(400, 12)) tier.request(one);
+  std::vector<kvx::eviction_entry> scanned;
+  for (std::uint64_t key = 99'999'999; scanned.size() < 10; --key) scanned.push_back({kvx::no_slot, key});
+  kvx::eviction_request told;
+  told.blocks = scanned;
+  tier.policy.access(told);
+  REQUIRE_FALSE(tier.policy.admits(scanned.back().key));
+  const kvx::eviction_entry unwanted{tier.give_up_one(), scanned.back().key};
+  REQUIRE(unwanted.slot != kvx::no_slot);
+  tier.policy.insert(std::span(&unwanted, 1));
+  CHECK(tier.policy.evict([](kvx::slot_index) { return false; }) == unwanted.slot);
+}
+
+TEST_CASE("learned_hazard: where LRU is right, LRU is followed") {
+  bool followed = false;
+  for (std::uint32_t seed = 1; seed <= 4; ++seed) {
+    CAPTURE(seed);
+    const traffic all = recency(seed, 6000, 20);
+    for (const std::size_t slots : {60U, 200U, 600U}) {
+      CAPTURE(slots);
+      small_tier<kvx::learned_hazard> tier(slots);
+      std::size_t hits = 0;
+      for (const request_blocks& one : all) hits += tier.request(one);
+      followed |= tier.policy.follows_lru();
+      CHECK(static_cast<double>(hits) >= 0.99 * static_cast<double>(hits_of<kvx::lru>(all, slots)));
+    }
+  }
+  CHECK(followed);
+}
+
+TEST_CASE("learned_hazard: after LRU was followed, a lead is taken up again") {
+  small_tier<kvx::learned_hazard> tier(60);
+  for (const request_blocks& one : recency(1, 6000, 20)) tier.request(one);
+  REQUIRE(tier.policy.follows_lru());
+  for (const request_blocks& one : documents_and_scans(600, 12)) tier.request(one);
+  CHECK_FALSE(tier.policy.follows_lru());
+}
+
+TEST_CASE("learned_hazard: blocks of closed sessions go before those of open ones") {
+  // Sessions of two turns; whether the second comes is known only from the hint.
+  small_tier<kvx::learned_hazard> told(300);
+  small_tier<kvx::learned_hazard> untold(300);
+  std::mt19937 random(3);
+  std::vector<std::pair<std::uint64_t, bool>> sessions;
+  std::size_t with = 0;
+  std::size_t without = 0;
+  for (std::uint64_t i = 1; i <= 4000; ++i) {
+    const request_blocks first = row(i * 100, 10);
+    told.request(first);
+    untold.request(first);
+    const bool comes_back = random() % 4 == 0;
+    sessions.emplace_back(i * 100, comes_back);
+    request_blocks deepest_first = first;
+    std::reverse(deepest_first.begin(), deepest_first.end());
+    kvx::hints news;
+    news.session = comes_back ? kvx::session_state::open : kvx::session_state::closed;
+    told.policy.advise(deepest_first, news);
+    if (i <= 60 || !sessions[i - 60].second) continue;
+    const request_blocks second = row(sessions[i - 60].first, 10);
+    with += told.request(second);
+    without += untold.request(second);
+  }
+  CHECK(with > without + without / 2);
+}
+
+TEST_CASE("learned_hazard: news of a session leaves blocks alone that another one used since") {
+  small_tier<kvx::learned_hazard> tier(64);
+  const request_blocks mine{1, 2, 3};
+  const request_blocks yours{1, 4, 5};
+  tier.request(mine);
+  tier.request(yours);
+  kvx::hints news;
+  news.session = kvx::session_state::closed;
+  const request_blocks deepest_first{3, 2, 1};
+  tier.policy.advise(deepest_first, news);
+  tier.policy.advise(request_blocks{77, 78}, news);  // never heard of
+  tier.request(yours);
+  CHECK(tier.keys().size() == 5);
+}
+
+TEST_CASE("learned_hazard: one request told of in parts counts its blocks once") {
+  // Twice the same, but for requests that are told of again under their ids.
+  const auto run = [](bool in_parts) {
+    kvx::learned_hazard policy(16);
+    std::vector<kvx::slot_index> order;
+    std::vector<kvx::eviction_entry> a;
+    std::vector<kvx::eviction_entry> b;
+    for (kvx::slot_index i = 0; i < 8; ++i) a.push_back({kvx::no_slot, 107U - i});
+    for (kvx::slot_index i = 0; i < 8; ++i) b.push_back({kvx::no_slot, 207U - i});
+    const auto tell = [&](const std::vector<kvx::eviction_entry>& blocks, std::uint64_t as) {
+      kvx::eviction_request request;
+      request.blocks = blocks;
+      request.id = as;
+      policy.access(request);
+    };
+    for (std::uint64_t round = 1; round <= 50; ++round) {
+      tell(b, 0);
+      tell(a, round);
+      if (in_parts) tell(a, round);
+    }
+    for (kvx::slot_index i = 0; i < 8; ++i) a[i].slot = i;
+    for (kvx::slot_index i = 0; i < 8; ++i) b[i].slot = 8 + i;
+    policy.insert(a);
+    policy.insert(b);
+    for (int i = 0; i < 16; ++i) order.push_back(policy.evict([](kvx::slot_index) { return false; }));
+    return order;
+  };
+  CHECK(run(false) == run(true));
+}
+
+TEST_CASE("learned_hazard: random requests, erasures, news and evictions against the tier's account") {
+  for (std::uint32_t seed = 0; seed < 40; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    const std::size_t slots = 1 + random() % 60;
+    small_tier<kvx::learned_hazard> tier(slots);
+    for (int step = 0; step < 2000; ++step) {
+      // Prompts share a front of a few kinds, and go on in one of several ways.
+      request_blocks blocks = row(10'000 * (1 + random() % 4), random() % 6);
+      const std::uint64_t way = random() % 30;
+      for (std::size_t i = random() % 40; i-- > 0;) blocks.push_back(blocks.size() + 1'000'000 * (1 + way));
+      if (random() % 50 == 0) blocks = row(random(), 3 * slots + 1500);  // longer than all it can remember
+      tier.request(blocks, static_cast<kvx::session_state>(random() % 4));
+      const std::vector<std::uint64_t> held = tier.keys();
+      if (!held.empty() && random() % 4 == 0) tier.forget(held[random() % held.size()]);
+      if (random() % 3 == 0) {
+        std::reverse(blocks.begin(), blocks.end());
+        kvx::hints news;
+        news.session = static_cast<kvx::session_state>(random() % 4);
+        news.returns_in = std::chrono::milliseconds(random() % 2 * random() % 1'000'000);
+        tier.policy.advise(blocks, news);
+      }
+    }
+  }
+}
+
+TEST_CASE("learned_hazard: nothing is allocated once it has seen its longest request") {
+  small_tier<kvx::learned_hazard> tier(500);
+  std::mt19937 random(1);
+  std::vector<kvx::eviction_entry> entries(64);
+  kvx::eviction_request told;
+  told.blocks = entries;
+  tier.policy.access(told);
+  const std::size_t before = kvx_test::allocations.load();
+  for (int i = 0; i < 20'000; ++i) {
+    const std::uint64_t first = random() % 5 == 0 ? random() : 1000U * (random() % 30);
+    for (std::size_t b = 0; b < entries.size(); ++b) entries[b] = {kvx::no_slot, first + (entries.size() - b)};
+    tier.policy.access(told);
+  }
+  CHECK(kvx_test::allocations.load() == before);
+}

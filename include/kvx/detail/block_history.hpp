@@ -2,13 +2,13 @@
 #pragma once
 
 #include <kvx/detail/hazard_model.hpp>
+#include <kvx/detail/huge_page_allocator.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace kvx::detail {
@@ -44,7 +44,7 @@ class block_history {
   static_assert(sizeof(whereabouts) == 20);
 
   block_history(std::size_t entries, std::size_t lru_capacity)
-      : entries_(new entry[entries]), places_(new whereabouts[entries]), size_(entries), heads_(entries, none), lru_capacity_(lru_capacity) {
+      : entries_(entries), places_(entries), size_(entries), heads_(entries, none), lru_capacity_(lru_capacity) {
     oldest_of_age_.fill(none);
   }
 
@@ -74,6 +74,11 @@ class block_history {
     __builtin_prefetch(&entries_[e]);
   }
 
+  void prefetch_at(id e) const noexcept {
+    __builtin_prefetch(&entries_[e]);
+    __builtin_prefetch(&places_[e]);
+  }
+
   /// An entry for a key that has none, in no order and no bucket yet.
   [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
     id e = none;
@@ -89,7 +94,11 @@ class block_history {
       free_ = places_[e].next;
       // So that nobody has to pass over a long row of held ones at once.
       pass_over(8);
-      if (drop_ != none) prefetch_bucket(places_[drop_].key());
+      if (drop_ != none) {
+        const id after = entries_[drop_].newer;
+        if (after != none) __builtin_prefetch(&places_[after]);
+        prefetch_bucket(places_[drop_].key());  // fetched when the one before it was dropped
+      }
     }
     entries_[e] = entry{};
     id& head = heads_[home(key)];
@@ -238,10 +247,10 @@ class block_history {
     free_ = e;
   }
 
-  std::unique_ptr<entry[]> entries_;
-  std::unique_ptr<whereabouts[]> places_;
+  untouched_array<entry> entries_;
+  untouched_array<whereabouts> places_;
   std::size_t size_;
-  std::vector<id> heads_;
+  std::vector<id, huge_page_allocator<id>> heads_;
   std::array<id, hazard_model::ages> oldest_of_age_{};
   std::uint32_t now_ = 0;
   std::size_t used_ = 0;

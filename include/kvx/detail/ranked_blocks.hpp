@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/detail/hazard_model.hpp>
+#include <kvx/detail/huge_page_allocator.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -135,7 +136,7 @@ class ranked_blocks {
     }
   }
 
-  std::vector<block> blocks_;
+  std::vector<block, huge_page_allocator<block>> blocks_;
   std::vector<queue> queues_;
   std::vector<std::uint16_t> tree_;
   std::vector<float> values_;

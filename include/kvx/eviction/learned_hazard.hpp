@@ -301,6 +301,7 @@ class learned_hazard {
           const std::uint32_t victim = chosen_.weakest();
           if (victim == none || worth < chosen_.least_value()) break;
           give_up(victim);
+          if (const std::uint32_t next = chosen_.weakest(); next != none) history_.prefetch_at(chosen_.entry(next));
         }
         choose(e, parent);
       }

@@ -66,7 +66,8 @@ class slot_orders {
       deadlines_.pop_back();
       if (orders_[slot].expires == expires && !orders_[slot].first) give_up_first(slot);
     }
-    for (std::size_t tries = detail::parked_tries; tries != 0; --tries) {
+    constexpr std::size_t most_tries = 16;
+    for (std::size_t tries = most_tries; tries != 0; --tries) {
       const slot_index slot = go_first_.oldest(0);
       if (slot == no_slot) return no_slot;
       if (!pinned(slot)) return slot;
@@ -86,9 +87,14 @@ class slot_orders {
 
   static bool later(const deadline& a, const deadline& b) noexcept { return a.first > b.first; }
 
+  // A prompt's blocks come front first, and only its last can go: the last that came is looked at first.
   void give_up_first(slot_index slot) noexcept {
     orders_[slot].first = true;
-    go_first_.push_newest(0, slot);
+    const slot_index before = go_first_.oldest(0);
+    if (before == no_slot)
+      go_first_.push_newest(0, slot);
+    else
+      go_first_.push_before(before, slot);
   }
   void remember(slot_index slot, std::uint32_t expires) {
     // Those of slots that were given up since are only thrown out when their time comes, or here.
