@@ -3,6 +3,7 @@
 
 #include <kvx/detail/hazard_model.hpp>
 #include <kvx/detail/huge_page_allocator.hpp>
+#include <kvx/detail/untouched_array.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
@@ -28,15 +29,15 @@ class block_history {
     id older, newer;
     std::uint32_t last;  // time of its last use
     std::uint8_t cls;
-    std::uint8_t news;                          // a class as well: what the engine said since; 0: nothing
+    std::uint8_t news;  // a class as well: what the engine said since; 0: nothing
     std::uint8_t gap : 5, leaf : 1, unused : 2;
     std::uint8_t uses : 3, hint : 3, in_lru : 1, passed : 1;
   };
   static_assert(sizeof(entry) == 16);
   struct whereabouts {
     std::uint32_t key_low, key_high;
-    id next;             // in the same bucket of the table, or free
-    slot_index slot;     // where the tier holds it
+    id next;               // in the same bucket of the table, or free
+    slot_index slot;       // where the tier holds it
     std::uint32_t choice;  // its place among those that the policy wants held
 
     [[nodiscard]] std::uint64_t key() const noexcept { return key_low | std::uint64_t{key_high} << 32U; }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/concepts/hints.hpp>
+
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -41,6 +44,12 @@ class hazard_model {
   [[nodiscard]] static constexpr std::uint32_t edge(unsigned age) noexcept {
     return age == 0 ? 0 : std::uint32_t{1} << (age - 1);
   }
+  /// What an engine says of a session, as one of eight kinds.
+  [[nodiscard]] static unsigned hint_code(session_state session, std::chrono::milliseconds returns_in) noexcept {
+    using namespace std::chrono_literals;
+    if (session == session_state::closed || returns_in <= 0ms) return static_cast<unsigned>(session);
+    return returns_in <= 4s ? 4U : returns_in <= 32s ? 5U : returns_in <= 256s ? 6U : 7U;
+  }
   [[nodiscard]] static constexpr unsigned age_of(std::uint32_t requests) noexcept {
     return std::min(static_cast<unsigned>(std::bit_width(requests)), ages - 1);
   }
@@ -61,8 +70,7 @@ class hazard_model {
     const unsigned uses = std::min(block.uses, 4U) - 1;
     const unsigned gap = std::min(block.gap / 3, 7U);
     const unsigned length = std::min(static_cast<unsigned>(std::bit_width(block.new_blocks)) / 2, 7U);
-    return class_of(
-        (((block.hint * 4 + uses) * 8 + gap) * 8 + length) * 2 + (block.last_of_request ? 1U : 0U), now);
+    return class_of((((block.hint * 4 + uses) * 8 + gap) * 8 + length) * 2 + (block.last_of_request ? 1U : 0U), now);
   }
   /// The class of blocks of which there is news since their last use, beside their own.
   [[nodiscard]] std::uint8_t classify_news(unsigned uses, unsigned gap, unsigned hint, std::uint32_t now) noexcept {

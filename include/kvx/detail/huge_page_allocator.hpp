@@ -5,8 +5,6 @@
 
 #include <cstddef>
 #include <new>
-#include <type_traits>
-#include <utility>
 
 namespace kvx::detail {
 
@@ -36,35 +34,6 @@ struct huge_page_allocator {
   static constexpr std::align_val_t alignment_of(std::size_t bytes) noexcept {
     return std::align_val_t{bytes >= huge_page_bytes ? huge_page_bytes : cache_line_bytes};
   }
-};
-
-/// An array of plain values that nobody wrote to yet, so that its memory is only touched as it is used.
-/// Shape   T: trivially copyable and destructible
-template <class T>
-class untouched_array {
- public:
-  explicit untouched_array(std::size_t size) : at_(huge_page_allocator<T>{}.allocate(size)), size_(size) {}
-  ~untouched_array() {
-    if (at_ != nullptr) huge_page_allocator<T>{}.deallocate(at_, size_);
-  }
-  untouched_array(untouched_array&& from) noexcept : at_(std::exchange(from.at_, nullptr)), size_(from.size_) {}
-  untouched_array& operator=(untouched_array&& from) noexcept {
-    std::swap(at_, from.at_);
-    std::swap(size_, from.size_);
-    return *this;
-  }
-  untouched_array(const untouched_array&) = delete;
-  untouched_array& operator=(const untouched_array&) = delete;
-
-  [[nodiscard]] T& operator[](std::size_t i) noexcept { return at_[i]; }
-  [[nodiscard]] const T& operator[](std::size_t i) const noexcept { return at_[i]; }
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
-
- private:
-  static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
-
-  T* at_;
-  std::size_t size_;
 };
 
 }  // namespace kvx::detail

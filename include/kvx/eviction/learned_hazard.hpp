@@ -38,6 +38,7 @@ class learned_hazard {
       : slots_(slots),
         history_(std::max(slots * 9, slots * 2 + 1024), slots),
         chosen_(slots),
+        duel_(slots),
         entry_in_(slots, none),
         not_chosen_(slots, 1),
         not_in_lru_(slots, 1) {}
@@ -56,7 +57,7 @@ class learned_hazard {
     current_.resize(count);
     detail::block_traits traits;
     traits.gap = before != none ? history_[before].gap : 0;
-    traits.hint = hint_of(request.session, request.returns_in);
+    traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
     std::size_t known = 0;
     std::array<std::size_t, 3> hits{};
     std::array<bool, 3> hitting{true, true, true};
@@ -195,7 +196,7 @@ class learned_hazard {
       entry& x = history_[e];
       if (last == 0) last = x.last;
       if (x.last != last) return;
-      const unsigned hint = hint_of(news.session, news.returns_in);
+      const unsigned hint = detail::hazard_model::hint_code(news.session, news.returns_in);
       const std::uint32_t choice = history_.choice(e);
       const bool queued = choice != none && chosen_.queued(choice);
       if (queued) chosen_.dequeue(choice);
@@ -217,12 +218,6 @@ class learned_hazard {
   using entry = detail::block_history::entry;
   static constexpr std::uint32_t none = detail::block_history::none;
   static constexpr std::size_t blocks_per_fit = 16;
-
-  [[nodiscard]] static unsigned hint_of(session_state session, std::chrono::milliseconds returns_in) noexcept {
-    using namespace std::chrono_literals;
-    if (session == session_state::closed || returns_in <= 0ms) return static_cast<unsigned>(session);
-    return returns_in <= 4s ? 4U : returns_in <= 32s ? 5U : returns_in <= 256s ? 6U : 7U;
-  }
 
   /// Starts a request, or goes on with one that was told of before; returns when it began.
   std::pair<std::uint32_t, bool> begin(std::uint64_t id) noexcept {
