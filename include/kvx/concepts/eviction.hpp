@@ -44,7 +44,8 @@ concept eviction_policy = std::constructible_from<P, std::size_t> && std::movabl
 
 /// A request as a policy that learns from requests sees it.
 struct eviction_request {
-  /// Deepest first. slot: where the tier has the block, `no_slot` where it has not. Keys chain: equal key, equal prefix.
+  /// Deepest first. slot: where the tier has the block, `no_slot` where it has not. Keys chain: equal key, equal
+  /// prefix.
   std::span<const eviction_entry> blocks;
   /// How many blocks of the request are in front of these.
   std::size_t before = 0;

@@ -172,8 +172,7 @@ class loader {
   static void tell_admission(group_type& group, std::span<const slot_index> slots) {
     if constexpr (decltype(group.memory_admission)::asks || decltype(group.storage_admission)::asks) {
       std::vector<std::uint64_t> keys;
-      for (const slot_index slot : slots)
-        keys.push_back(key_bits(group, slot));
+      for (const slot_index slot : slots) keys.push_back(key_bits(group, slot));
       group.memory_admission.used(keys);
       group.storage_admission.used(keys);
     }
