@@ -36,7 +36,7 @@ if command -v shellcheck >/dev/null 2>&1; then
   shellcheck -x tools/*.sh .ci/run || failed=1
 fi
 if [ "$format" = yes ]; then
-  find include tests bench examples -name '*.[ch]pp' -print0 | xargs -0 clang-format --dry-run -Werror || failed=1
+  find include tests bench examples \( -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) -print0 | xargs -0 clang-format --dry-run -Werror || failed=1
 fi
 if [ -n "$tidy" ]; then
   [ -f "$tidy/compile_commands.json" ] || { echo "check.sh: no compile_commands.json in $tidy: configure it first" >&2; exit 2; }

@@ -17,7 +17,8 @@ model load_model(const options& o);
 
 tokenizer load_tokenizer(const options& o, const model_config& config);
 
-/// The prompt that the options name. Throws std::runtime_error if there is none, or if it and what is to be generated exceed the context.
+/// The prompt that the options name. Throws std::runtime_error if there is none, or if it and what is to be generated
+/// exceed the context.
 std::vector<token_id> load_prompt(const options& o, const tokenizer& words, const model_config& config);
 
 /// Prints what a model said, but no control sequences, which a random one would write to the terminal.

@@ -24,61 +24,63 @@ constexpr std::size_t tile_rows = 6;
 template <std::size_t Rows>
 void multiply_tile(const float* x, std::size_t x_stride, std::size_t k, const float* w, float* y, std::size_t y_stride,
                    bool accumulate) {
-    using simd::at, simd::lanes;
-    simd::vec sums[Rows][vectors];
+  using simd::at, simd::lanes;
+  simd::vec sums[Rows][vectors];
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = accumulate ? at(y + r * y_stride + v * lanes) : simd::vec{};
+  for (std::size_t i = 0; i < k; ++i, w += simd::panel) {
+    simd::vec columns[vectors];
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < vectors; ++v) columns[v] = at(w + v * lanes);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-        for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = accumulate ? at(y + r * y_stride + v * lanes) : simd::vec{};
-    for (std::size_t i = 0; i < k; ++i, w += simd::panel) {
-        simd::vec columns[vectors];
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < vectors; ++v) columns[v] = at(w + v * lanes);
+      for (std::size_t v = 0; v < vectors; ++v) sums[r][v] += x[r * x_stride + i] * columns[v];
+  }
 #pragma GCC unroll 16
-        for (std::size_t r = 0; r < Rows; ++r)
+  for (std::size_t r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-            for (std::size_t v = 0; v < vectors; ++v) sums[r][v] += x[r * x_stride + i] * columns[v];
-    }
-#pragma GCC unroll 16
-    for (std::size_t r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-        for (std::size_t v = 0; v < vectors; ++v) at(y + r * y_stride + v * lanes) = sums[r][v];
+    for (std::size_t v = 0; v < vectors; ++v) at(y + r * y_stride + v * lanes) = sums[r][v];
 }
 
 using tile_function = decltype(&multiply_tile<1>);
 
 template <std::size_t... I>
 constexpr std::array<tile_function, sizeof...(I)> tiles_of(std::index_sequence<I...>) {
-    return {&multiply_tile<I + 1>...};
+  return {&multiply_tile<I + 1>...};
 }
 
 constexpr auto tiles = tiles_of(std::make_index_sequence<tile_rows>{});  // tiles[r - 1] multiplies r rows
 
 }  // namespace
 
-void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float* w, std::size_t w_stride, std::size_t panels,
-              rows_of<float> y, bool accumulate) {
-    for (std::size_t first = 0; first < k; first += slice) {
-        const std::size_t columns = std::min(slice, k - first);
-        for (std::size_t p = 0; p < panels; ++p) {
-            const float* const from = w + p * w_stride + first * simd::panel;
-            for (std::size_t r = 0; r < m; r += tile_rows) {
-                const tile_function tile = tiles[std::min(tile_rows, m - r) - 1];
-                for (std::size_t c = 0; c < simd::panel; c += tile_columns)
-                    tile(x[r] + first, x.stride, columns, from + c, y[r] + p * simd::panel + c, y.stride, accumulate || first > 0);
-            }
-        }
+void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float* w, std::size_t w_stride,
+              std::size_t panels, rows_of<float> y, bool accumulate) {
+  for (std::size_t first = 0; first < k; first += slice) {
+    const std::size_t columns = std::min(slice, k - first);
+    for (std::size_t p = 0; p < panels; ++p) {
+      const float* const from = w + p * w_stride + first * simd::panel;
+      for (std::size_t r = 0; r < m; r += tile_rows) {
+        const tile_function tile = tiles[std::min(tile_rows, m - r) - 1];
+        for (std::size_t c = 0; c < simd::panel; c += tile_columns)
+          tile(x[r] + first, x.stride, columns, from + c, y[r] + p * simd::panel + c, y.stride,
+               accumulate || first > 0);
+      }
     }
+  }
 }
 
-void multiply(thread_pool& pool, rows_of<const float> x, std::size_t m, const packed_matrix& w, rows_of<float> y, bool accumulate) {
-    const std::size_t groups = (w.panels() + block_panels - 1) / block_panels;
-    const std::size_t blocks = (m + block_rows - 1) / block_rows;
-    pool.for_each(blocks * groups, [&](std::size_t task, std::size_t) {
-        const std::size_t row = task / groups * block_rows, p = task % groups * block_panels;
-        multiply({x[row], x.stride}, std::min(block_rows, m - row), w.columns(), w.panel(p), simd::panel * w.columns(),
-                 std::min(block_panels, w.panels() - p), {y[row] + p * simd::panel, y.stride}, accumulate);
-    });
+void multiply(thread_pool& pool, rows_of<const float> x, std::size_t m, const packed_matrix& w, rows_of<float> y,
+              bool accumulate) {
+  const std::size_t groups = (w.panels() + block_panels - 1) / block_panels;
+  const std::size_t blocks = (m + block_rows - 1) / block_rows;
+  pool.for_each(blocks * groups, [&](std::size_t task, std::size_t) {
+    const std::size_t row = task / groups * block_rows, p = task % groups * block_panels;
+    multiply({x[row], x.stride}, std::min(block_rows, m - row), w.columns(), w.panel(p), simd::panel * w.columns(),
+             std::min(block_panels, w.panels() - p), {y[row] + p * simd::panel, y.stride}, accumulate);
+  });
 }
 
 }  // namespace mini_engine

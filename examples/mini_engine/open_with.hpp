@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a cache is opened with the I/O backend that the settings name, for whatever moves blocks between it and the pages.
+// How a cache is opened with the I/O backend that the settings name, for whatever moves blocks between it and the
+// pages.
 #pragma once
 
 #include <kvx/any_cache.hpp>
@@ -24,27 +25,32 @@
 namespace mini_engine {
 
 template <class Io, class Transfer>
-kvx::any_cache<typename Transfer::stream_type> open_on(const kvx::options& options, kvx::layout pages, Transfer transfer,
+kvx::any_cache<typename Transfer::stream_type> open_on(const kvx::options& options, kvx::layout pages,
+                                                       Transfer transfer,
                                                        const std::function<void()>& memory_is_there) {
-    auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
-    memory_is_there();
-    using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, Transfer>;
-    return kvx::any_cache<typename Transfer::stream_type>(cache(options, std::move(pages), std::move(runtime), std::move(transfer)));
+  auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
+  memory_is_there();
+  using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, Transfer>;
+  return kvx::any_cache<typename Transfer::stream_type>(
+      cache(options, std::move(pages), std::move(runtime), std::move(transfer)));
 }
 
 /// As open_cache().
 template <class Transfer>
-kvx::any_cache<typename Transfer::stream_type> open_with(io_kind io, const kvx::options& options, kvx::layout pages, Transfer transfer,
+kvx::any_cache<typename Transfer::stream_type> open_with(io_kind io, const kvx::options& options, kvx::layout pages,
+                                                         Transfer transfer,
                                                          const std::function<void()>& memory_is_there) {
 #ifdef MINI_ENGINE_URING
-    if (io == io_kind::automatic) return open_on<kvx::auto_io>(options, std::move(pages), std::move(transfer), memory_is_there);
-    if (io == io_kind::uring) return open_on<kvx::uring>(options, std::move(pages), std::move(transfer), memory_is_there);
+  if (io == io_kind::automatic)
+    return open_on<kvx::auto_io>(options, std::move(pages), std::move(transfer), memory_is_there);
+  if (io == io_kind::uring) return open_on<kvx::uring>(options, std::move(pages), std::move(transfer), memory_is_there);
 #else
-    if (io == io_kind::uring) {
-        throw std::runtime_error("--io uring: this build has no io_uring; install liburing's headers and configure again, or use --io posix");
-    }
+  if (io == io_kind::uring) {
+    throw std::runtime_error(
+        "--io uring: this build has no io_uring; install liburing's headers and configure again, or use --io posix");
+  }
 #endif
-    return open_on<kvx::posix>(options, std::move(pages), std::move(transfer), memory_is_there);
+  return open_on<kvx::posix>(options, std::move(pages), std::move(transfer), memory_is_there);
 }
 
 }  // namespace mini_engine

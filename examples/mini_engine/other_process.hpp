@@ -12,16 +12,16 @@ namespace mini_engine {
 
 /// A directory of one's own, removed at the end, unless the user named one.
 class cache_directory {
-public:
-    explicit cache_directory(const std::string& given);
-    cache_directory(const cache_directory&) = delete;
-    cache_directory& operator=(const cache_directory&) = delete;
-    ~cache_directory();
-    const std::string& path() const { return path_; }
+ public:
+  explicit cache_directory(const std::string& given);
+  cache_directory(const cache_directory&) = delete;
+  cache_directory& operator=(const cache_directory&) = delete;
+  ~cache_directory();
+  const std::string& path() const { return path_; }
 
-private:
-    std::string path_;
-    bool temporary_;
+ private:
+  std::string path_;
+  bool temporary_;
 };
 
 /// Storage shall answer, not what the kernel happens to remember.

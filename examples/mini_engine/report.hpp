@@ -13,22 +13,22 @@ namespace mini_engine {
 
 /// What --compare and --json tell. README.md describes the JSON.
 struct report {
-    std::string model;
-    std::size_t threads = 0;
-    std::size_t chunk_tokens = 0;
-    std::size_t block_tokens = 0;
-    std::size_t kv_bytes_per_token = 0;
-    double plain_product_flops = 0;  // per second; 0: not measured
-    double prefill_flops = 0;        // per second, of the first run
-    std::vector<single_run> runs;    // the first is what the others are compared with
-    std::vector<std::pair<std::string, double>> more;  // further figures, by their name in the JSON
+  std::string model;
+  std::size_t threads = 0;
+  std::size_t chunk_tokens = 0;
+  std::size_t block_tokens = 0;
+  std::size_t kv_bytes_per_token = 0;
+  double plain_product_flops = 0;                    // per second; 0: not measured
+  double prefill_flops = 0;                          // per second, of the first run
+  std::vector<single_run> runs;                      // the first is what the others are compared with
+  std::vector<std::pair<std::string, double>> more;  // further figures, by their name in the JSON
 
-    const single_run& first() const { return runs.front(); }
-    const single_run& last() const { return runs.back(); }
-    bool identical(const single_run& run) const { return run.result == first().result; }
-    bool identical() const;
-    double reduction(const single_run& run) const { return 1 - run.ttft_seconds / first().ttft_seconds; }
-    double prefill_share() const { return plain_product_flops > 0 ? prefill_flops / plain_product_flops : 0; }
+  const single_run& first() const { return runs.front(); }
+  const single_run& last() const { return runs.back(); }
+  bool identical(const single_run& run) const { return run.result == first().result; }
+  bool identical() const;
+  double reduction(const single_run& run) const { return 1 - run.ttft_seconds / first().ttft_seconds; }
+  double prefill_share() const { return plain_product_flops > 0 ? prefill_flops / plain_product_flops : 0; }
 };
 
 /// Writes the report to a file, or throws std::runtime_error.
@@ -39,27 +39,29 @@ void print_table(const report& from);
 
 /// What --chat tells, turn by turn.
 struct chat_report {
-    struct turn {
-        std::size_t answers = 0, prompt_tokens = 0, cached_tokens = 0;
-        double ttft_seconds = 0;  // the sum of all answers'
-        double worst_ttft_seconds = 0;
+  struct turn {
+    std::size_t answers = 0, prompt_tokens = 0, cached_tokens = 0;
+    double ttft_seconds = 0;  // the sum of all answers'
+    double worst_ttft_seconds = 0;
 
-        double mean_ttft_seconds() const { return answers == 0 ? 0 : ttft_seconds / static_cast<double>(answers); }
-        double hit_rate() const { return prompt_tokens == 0 ? 0 : static_cast<double>(cached_tokens) / static_cast<double>(prompt_tokens); }
-    };
+    double mean_ttft_seconds() const { return answers == 0 ? 0 : ttft_seconds / static_cast<double>(answers); }
+    double hit_rate() const {
+      return prompt_tokens == 0 ? 0 : static_cast<double>(cached_tokens) / static_cast<double>(prompt_tokens);
+    }
+  };
 
-    std::size_t users = 0;
-    std::vector<turn> turns;
-    double seconds = 0;          // from the first request to the last answer
-    std::vector<double> ttfts;   // seconds, of every answer
-    serving_figures served;
+  std::size_t users = 0;
+  std::vector<turn> turns;
+  double seconds = 0;         // from the first request to the last answer
+  std::vector<double> ttfts;  // seconds, of every answer
+  serving_figures served;
 
-    double requests_per_second() const { return seconds > 0 ? static_cast<double>(ttfts.size()) / seconds : 0; }
-    /// The TTFT that a share of all answers did not exceed.
-    double ttft_seconds_of(double share) const;
-    std::uint64_t answers_digest = 0;
+  double requests_per_second() const { return seconds > 0 ? static_cast<double>(ttfts.size()) / seconds : 0; }
+  /// The TTFT that a share of all answers did not exceed.
+  double ttft_seconds_of(double share) const;
+  std::uint64_t answers_digest = 0;
 
-    turn total() const;
+  turn total() const;
 };
 
 void write_json(const chat_report& from, const std::string& path);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine over kvx when storage is slow, stalls or opens late. The real-model case reads $KVX_TEST_MODELS/stories260K.bin and
-// tok512.bin, a llama2.c pair.
+// The engine over kvx when storage is slow, stalls or opens late. The real-model case reads
+// $KVX_TEST_MODELS/stories260K.bin and tok512.bin, a llama2.c pair.
 #include <kvx/cache.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/hash/xxh3_128.hpp>
@@ -38,17 +38,17 @@ namespace {
 bool something_skipped = false;
 
 struct temporary_directory {
-    temporary_directory() {
-        path = (std::filesystem::temp_directory_path() / "mini_engine-test-XXXXXX").string();
-        if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make " + path);
-    }
-    temporary_directory(const temporary_directory&) = delete;
-    temporary_directory& operator=(const temporary_directory&) = delete;
-    ~temporary_directory() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path, ignored);
-    }
-    std::string path;
+  temporary_directory() {
+    path = (std::filesystem::temp_directory_path() / "mini_engine-test-XXXXXX").string();
+    if (::mkdtemp(path.data()) == nullptr) throw std::runtime_error("cannot make " + path);
+  }
+  temporary_directory(const temporary_directory&) = delete;
+  temporary_directory& operator=(const temporary_directory&) = delete;
+  ~temporary_directory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+  std::string path;
 };
 
 using faulty_io = kvx::fault<kvx::posix>;
@@ -59,224 +59,240 @@ constexpr auto deadline = 300ms;
 
 /// An engine whose storage does as the test says.
 struct fixture {
-    fixture() : e(model::random("tiny", 11), 2, 16, prompt_tokens + generated, chunk, chunk) {
-        settings.directory = root.path;
-        settings.storage_bytes = std::uint64_t{64} << 20;
-        settings.memory_bytes = memory_for(prompt_tokens + generated, e.weights.config, e.kv);
-        settings.load_deadline = deadline;
-    }
+  fixture() : e(model::random("tiny", 11), 2, 16, prompt_tokens + generated, chunk, chunk) {
+    settings.directory = root.path;
+    settings.storage_bytes = std::uint64_t{64} << 20;
+    settings.memory_bytes = memory_for(prompt_tokens + generated, e.weights.config, e.kv);
+    settings.load_deadline = deadline;
+  }
 
-    external_cache open(const std::function<void()>& memory_is_there = [] {}) {
-        auto runtime = std::make_shared<kvx::runtime<faulty_io>>(settings.memory_bytes, std::make_unique<faulty_io>(kvx::io_options{}, control));
-        memory_is_there();
-        return external_cache(faulty_cache(options_for(settings, e.weights, e.cost), describe(e.weights.config, e.kv), std::move(runtime)));
-    }
-    void open_in(std::optional<opening_cache>& cache) { cache.emplace([this](const auto& memory_is_there) { return open(memory_is_there); }, settings.memory_bytes); }
+  external_cache open(const std::function<void()>& memory_is_there = [] {}) {
+    auto runtime = std::make_shared<kvx::runtime<faulty_io>>(settings.memory_bytes,
+                                                             std::make_unique<faulty_io>(kvx::io_options{}, control));
+    memory_is_there();
+    return external_cache(
+        faulty_cache(options_for(settings, e.weights, e.cost), describe(e.weights.config, e.kv), std::move(runtime)));
+  }
+  void open_in(std::optional<opening_cache>& cache) {
+    cache.emplace([this](const auto& memory_is_there) { return open(memory_is_there); }, settings.memory_bytes);
+  }
 
-    static request ask() {
-        request r;
-        for (std::size_t i = 0; i < prompt_tokens; ++i) r.prompt.push_back(static_cast<token_id>((i * 7919 + i / 3) % 512));
-        r.tokens = generated;
-        return r;
-    }
+  static request ask() {
+    request r;
+    for (std::size_t i = 0; i < prompt_tokens; ++i) r.prompt.push_back(static_cast<token_id>((i * 7919 + i / 3) % 512));
+    r.tokens = generated;
+    return r;
+  }
 
-    single_run serve(std::optional<opening_cache>& cache, bool patient = false) {
-        request r = ask();
-        return run_alone("test", e, r, cache, nullptr, {chunk, patient, std::nullopt});
-    }
-    single_run serve_cold() {
-        std::optional<opening_cache> none;
-        return serve(none);
-    }
-    /// Leaves the prompt's blocks in storage.
-    void save() {
-        std::optional<opening_cache> cache;
-        open_in(cache);
-        serve(cache, true);
-        REQUIRE(cache->get()->drain(30s));
-        REQUIRE(cache->get()->stats().storage.stored == prompt_tokens / 16);
-    }
+  single_run serve(std::optional<opening_cache>& cache, bool patient = false) {
+    request r = ask();
+    return run_alone("test", e, r, cache, nullptr, {chunk, patient, std::nullopt});
+  }
+  single_run serve_cold() {
+    std::optional<opening_cache> none;
+    return serve(none);
+  }
+  /// Leaves the prompt's blocks in storage.
+  void save() {
+    std::optional<opening_cache> cache;
+    open_in(cache);
+    serve(cache, true);
+    REQUIRE(cache->get()->drain(30s));
+    REQUIRE(cache->get()->stats().storage.stored == prompt_tokens / 16);
+  }
 
-    temporary_directory root;
-    engine e;
-    cache_settings settings;
-    std::shared_ptr<kvx::fault_control> control = std::make_shared<kvx::fault_control>();
+  temporary_directory root;
+  engine e;
+  cache_settings settings;
+  std::shared_ptr<kvx::fault_control> control = std::make_shared<kvx::fault_control>();
 };
 
 }  // namespace
 
 TEST_CASE("from storage the engine computes the same, to the last bit") {
-    fixture f;
-    const single_run cold = f.serve_cold();
-    f.save();
-    std::optional<opening_cache> cache;
-    f.open_in(cache);
-    const single_run warm = f.serve(cache, true);
-    CHECK(warm.cached_tokens == (prompt_tokens - 1) / 16 * 16);
-    CHECK(warm.result == cold.result);
-    const single_run again = f.serve(cache, true);
-    CHECK(again.cached_tokens == warm.cached_tokens);
-    CHECK(again.result == cold.result);
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  const single_run warm = f.serve(cache, true);
+  CHECK(warm.cached_tokens == (prompt_tokens - 1) / 16 * 16);
+  CHECK(warm.result == cold.result);
+  const single_run again = f.serve(cache, true);
+  CHECK(again.cached_tokens == warm.cached_tokens);
+  CHECK(again.result == cold.result);
 }
 
 TEST_CASE("storage that crawls costs no more than computing") {
-    fixture f;
-    const single_run cold = f.serve_cold();
-    f.save();
-    f.control->throttle(200'000);
-    std::optional<opening_cache> cache;
-    f.open_in(cache);
-    REQUIRE(cache->wait_for(std::chrono::seconds{30}) != nullptr);
-    const single_run warm = f.serve(cache);
-    CHECK(warm.cached_tokens < prompt_tokens / 2);
-    CHECK(warm.result == cold.result);
-    // The blocks would take 12 s. What this machine's other work costs is not of interest here.
-    CHECK(warm.ttft_seconds < cold.ttft_seconds * 2 + 2);
-    f.control->throttle(0);
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  f.control->throttle(200'000);
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  REQUIRE(cache->wait_for(std::chrono::seconds{30}) != nullptr);
+  const single_run warm = f.serve(cache);
+  CHECK(warm.cached_tokens < prompt_tokens / 2);
+  CHECK(warm.result == cold.result);
+  // The blocks would take 12 s. What this machine's other work costs is not of interest here.
+  CHECK(warm.ttft_seconds < cold.ttft_seconds * 2 + 2);
+  f.control->throttle(0);
 }
 
 TEST_CASE("a stall in the middle of a load costs the deadline at most, even for who insists on loading") {
-    for (const bool patient : {false, true}) {
-        fixture f;
-        const single_run cold = f.serve_cold();
-        f.save();
-        f.control->arm({.kind = kvx::fault_kind::never, .scope = kvx::fault_scope::reads, .first = 40, .count = kvx::fault_rule::for_ever});
-        std::optional<opening_cache> cache;
-        f.open_in(cache);
-        REQUIRE(cache->wait_for(std::chrono::seconds{30}) != nullptr);
-        const single_run warm = f.serve(cache, patient);
-        CHECK(warm.cached_tokens < prompt_tokens / 2);
-        CHECK(warm.result == cold.result);
-        const double most = cold.ttft_seconds * 2 + std::chrono::duration<double>(deadline).count() + 2;
-        CHECK(warm.ttft_seconds < most);
-        f.control->disarm();
-        f.control->release_all();
-    }
-}
-
-TEST_CASE("a cache that opens late takes over between two chunks, and one that never opens is not waited for") {
+  for (const bool patient : {false, true}) {
     fixture f;
     const single_run cold = f.serve_cold();
     f.save();
-    std::promise<void> go;
-    opening_cache cache([&f, may = go.get_future().share()](const auto& memory_is_there) {
-        memory_is_there();
-        may.wait();
-        return f.open();
-    }, f.settings.memory_bytes);
-    request r = fixture::ask();
-    server one(f.e.compute, f.e.cost, &cache, chunk);
-    one.submit(r);
-    std::size_t computed_layers = 0;
-    while (computed_layers == 0) {
-        REQUIRE(one.step());
-        // Patience is over when a step has written KV.
-        computed_layers = f.e.kv.k(0)[f.e.kv.offset(r.kv.pages, 0)] != 0 ? 1 : 0;
-    }
-    go.set_value();
-    REQUIRE(cache.wait_for(std::chrono::seconds{30}) != nullptr);
-    one.run();
-    CHECK(r.done);
-    CHECK(r.output == cold.result.tokens);
-
-    std::promise<void> never;
-    request other = fixture::ask();
-    opening_cache stuck([&f, may = never.get_future().share()](const auto& memory_is_there) {
-        memory_is_there();
-        may.wait();
-        return f.open();
-    }, f.settings.memory_bytes);
-    server alone(f.e.compute, f.e.cost, &stuck, chunk);
-    alone.submit(other);
-    alone.run();
-    CHECK(other.output == cold.result.tokens);
-    CHECK(other.cached_tokens == 0);
-    never.set_value();
-}
-
-TEST_CASE("a cache that cannot be opened says why") {
-    fixture f;
-    f.settings.directory = "/dev/null/cache";
-    opening_cache cache(f.settings, f.e.weights, f.e.kv, f.e.cost);
-    CHECK_THROWS_AS(cache.wait_for(std::chrono::seconds{30}), kvx::error);
-}
-
-TEST_CASE("requests that share a beginning compute it once, and many in flight get what they would get alone") {
-    fixture f;
-    const auto prompt_of = [](std::size_t user) {
-        std::vector<token_id> prompt;
-        for (std::size_t i = 0; i < 400; ++i) prompt.push_back(static_cast<token_id>(i < 320 ? i * 31 % 512 : (i * 7 + user) % 512));
-        return prompt;
-    };
-    const auto answers = [&](opening_cache* cache, std::vector<request>& requests) {
-        server all(f.e.compute, f.e.cost, cache, 128);
-        for (std::size_t user = 0; user < requests.size(); ++user) {
-            requests[user].prompt = prompt_of(user);
-            requests[user].tokens = 40;
-            all.submit(requests[user]);
-        }
-        all.run();
-    };
-    std::vector<request> cold(8), warm(8);
-    answers(nullptr, cold);
+    f.control->arm({.kind = kvx::fault_kind::never,
+                    .scope = kvx::fault_scope::reads,
+                    .first = 40,
+                    .count = kvx::fault_rule::for_ever});
     std::optional<opening_cache> cache;
     f.open_in(cache);
     REQUIRE(cache->wait_for(std::chrono::seconds{30}) != nullptr);
-    answers(&*cache, warm);
-    for (std::size_t user = 0; user < warm.size(); ++user) {
-        CHECK(warm[user].output == cold[user].output);
-        if (user > 0) CHECK(warm[user].cached_tokens >= 320);
+    const single_run warm = f.serve(cache, patient);
+    CHECK(warm.cached_tokens < prompt_tokens / 2);
+    CHECK(warm.result == cold.result);
+    const double most = cold.ttft_seconds * 2 + std::chrono::duration<double>(deadline).count() + 2;
+    CHECK(warm.ttft_seconds < most);
+    f.control->disarm();
+    f.control->release_all();
+  }
+}
+
+TEST_CASE("a cache that opens late takes over between two chunks, and one that never opens is not waited for") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::promise<void> go;
+  opening_cache cache(
+      [&f, may = go.get_future().share()](const auto& memory_is_there) {
+        memory_is_there();
+        may.wait();
+        return f.open();
+      },
+      f.settings.memory_bytes);
+  request r = fixture::ask();
+  server one(f.e.compute, f.e.cost, &cache, chunk);
+  one.submit(r);
+  std::size_t computed_layers = 0;
+  while (computed_layers == 0) {
+    REQUIRE(one.step());
+    // Patience is over when a step has written KV.
+    computed_layers = f.e.kv.k(0)[f.e.kv.offset(r.kv.pages, 0)] != 0 ? 1 : 0;
+  }
+  go.set_value();
+  REQUIRE(cache.wait_for(std::chrono::seconds{30}) != nullptr);
+  one.run();
+  CHECK(r.done);
+  CHECK(r.output == cold.result.tokens);
+
+  std::promise<void> never;
+  request other = fixture::ask();
+  opening_cache stuck(
+      [&f, may = never.get_future().share()](const auto& memory_is_there) {
+        memory_is_there();
+        may.wait();
+        return f.open();
+      },
+      f.settings.memory_bytes);
+  server alone(f.e.compute, f.e.cost, &stuck, chunk);
+  alone.submit(other);
+  alone.run();
+  CHECK(other.output == cold.result.tokens);
+  CHECK(other.cached_tokens == 0);
+  never.set_value();
+}
+
+TEST_CASE("a cache that cannot be opened says why") {
+  fixture f;
+  f.settings.directory = "/dev/null/cache";
+  opening_cache cache(f.settings, f.e.weights, f.e.kv, f.e.cost);
+  CHECK_THROWS_AS(cache.wait_for(std::chrono::seconds{30}), kvx::error);
+}
+
+TEST_CASE("requests that share a beginning compute it once, and many in flight get what they would get alone") {
+  fixture f;
+  const auto prompt_of = [](std::size_t user) {
+    std::vector<token_id> prompt;
+    for (std::size_t i = 0; i < 400; ++i)
+      prompt.push_back(static_cast<token_id>(i < 320 ? i * 31 % 512 : (i * 7 + user) % 512));
+    return prompt;
+  };
+  const auto answers = [&](opening_cache* cache, std::vector<request>& requests) {
+    server all(f.e.compute, f.e.cost, cache, 128);
+    for (std::size_t user = 0; user < requests.size(); ++user) {
+      requests[user].prompt = prompt_of(user);
+      requests[user].tokens = 40;
+      all.submit(requests[user]);
     }
-    CHECK(f.e.kv.free_pages() == f.e.kv.pages());
+    all.run();
+  };
+  std::vector<request> cold(8), warm(8);
+  answers(nullptr, cold);
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  REQUIRE(cache->wait_for(std::chrono::seconds{30}) != nullptr);
+  answers(&*cache, warm);
+  for (std::size_t user = 0; user < warm.size(); ++user) {
+    CHECK(warm[user].output == cold[user].output);
+    if (user > 0) CHECK(warm[user].cached_tokens >= 320);
+  }
+  CHECK(f.e.kv.free_pages() == f.e.kv.pages());
 }
 
 TEST_CASE("a real model tells the same story with the cache") {
-    const char* models = std::getenv("KVX_TEST_MODELS");
-    if (models == nullptr) {
-        std::fputs("KVX-SKIPPED: the real model is not tested: set KVX_TEST_MODELS to the directory that holds stories260K.bin\n", stderr);
-        something_skipped = true;
-        return;
-    }
-    const std::string directory(models);
-    engine e(model::load(directory + "/stories260K.bin"), 2, 16, 512, 128, 128);
-    const tokenizer words(directory + "/tok512.bin", e.weights.config.vocabulary);
-    temporary_directory root;
-    cache_settings settings;
-    settings.directory = root.path;
-    settings.storage_bytes = std::uint64_t{64} << 20;
-    settings.memory_bytes = memory_for(512, e.weights.config, e.kv);
-    const auto tell = [&](std::optional<opening_cache>& cache) {
-        request r;
-        r.prompt = words.encode("Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw "
-                                "a big, red ball near the old tree. She wanted to play with it, but her friend Tom was sad.");
-        r.tokens = 200;
-        const single_run run = run_alone("test", e, r, cache, cache ? nullptr : &settings, {128, true, std::nullopt});
-        REQUIRE(cache->get()->drain(30s));
-        return run;
-    };
-    request plain;
-    std::optional<opening_cache> none, first, second;
-    const single_run saved = tell(first);
-    CHECK(saved.cached_tokens == 0);
-    const single_run from_memory = tell(first);
-    first.reset();
-    const single_run from_storage = tell(second);
-    plain.prompt = words.encode("Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw "
-                                "a big, red ball near the old tree. She wanted to play with it, but her friend Tom was sad.");
-    plain.tokens = 200;
-    const single_run cold = run_alone("test", e, plain, none, nullptr, {128, false, std::nullopt});
-    CHECK(from_memory.cached_tokens > 0);
-    CHECK(from_storage.cached_tokens > 0);
-    CHECK(saved.result == cold.result);
-    CHECK(from_memory.result == cold.result);
-    CHECK(from_storage.result == cold.result);
-    std::string text;
-    for (const token_id token : cold.result.tokens) text += words.decode(0, token);
-    CHECK(text.find("Tom said") != std::string::npos);
+  const char* models = std::getenv("KVX_TEST_MODELS");
+  if (models == nullptr) {
+    std::fputs(
+        "KVX-SKIPPED: the real model is not tested: set KVX_TEST_MODELS to the directory that holds stories260K.bin\n",
+        stderr);
+    something_skipped = true;
+    return;
+  }
+  const std::string directory(models);
+  engine e(model::load(directory + "/stories260K.bin"), 2, 16, 512, 128, 128);
+  const tokenizer words(directory + "/tok512.bin", e.weights.config.vocabulary);
+  temporary_directory root;
+  cache_settings settings;
+  settings.directory = root.path;
+  settings.storage_bytes = std::uint64_t{64} << 20;
+  settings.memory_bytes = memory_for(512, e.weights.config, e.kv);
+  const auto tell = [&](std::optional<opening_cache>& cache) {
+    request r;
+    r.prompt = words.encode(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw "
+        "a big, red ball near the old tree. She wanted to play with it, but her friend Tom was sad.");
+    r.tokens = 200;
+    const single_run run = run_alone("test", e, r, cache, cache ? nullptr : &settings, {128, true, std::nullopt});
+    REQUIRE(cache->get()->drain(30s));
+    return run;
+  };
+  request plain;
+  std::optional<opening_cache> none, first, second;
+  const single_run saved = tell(first);
+  CHECK(saved.cached_tokens == 0);
+  const single_run from_memory = tell(first);
+  first.reset();
+  const single_run from_storage = tell(second);
+  plain.prompt = words.encode(
+      "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw "
+      "a big, red ball near the old tree. She wanted to play with it, but her friend Tom was sad.");
+  plain.tokens = 200;
+  const single_run cold = run_alone("test", e, plain, none, nullptr, {128, false, std::nullopt});
+  CHECK(from_memory.cached_tokens > 0);
+  CHECK(from_storage.cached_tokens > 0);
+  CHECK(saved.result == cold.result);
+  CHECK(from_memory.result == cold.result);
+  CHECK(from_storage.result == cold.result);
+  std::string text;
+  for (const token_id token : cold.result.tokens) text += words.decode(0, token);
+  CHECK(text.find("Tom said") != std::string::npos);
 }
 
 int main(int argc, char** argv) {
-    doctest::Context context(argc, argv);
-    const int failed = context.run();
-    return failed == 0 && something_skipped ? 77 : failed;
+  doctest::Context context(argc, argv);
+  const int failed = context.run();
+  return failed == 0 && something_skipped ? 77 : failed;
 }

@@ -14,82 +14,85 @@
 
 namespace mini_engine {
 
-/// What one sequence contributes to a step: tokens [start, start + tokens.size()), whose predecessors' KV is in the pages.
+/// What one sequence contributes to a step: tokens [start, start + tokens.size()), whose predecessors' KV is in the
+/// pages.
 struct step {
-    const sequence* of;
-    std::span<const token_id> tokens;
-    std::size_t start;
+  const sequence* of;
+  std::span<const token_id> tokens;
+  std::size_t start;
 };
 
-/// Called by the thread that runs the step, once per layer, before that layer's attention reads earlier tokens' KV from the pages:
-/// the place to wait for KV that is still being copied in.
+/// Called by the thread that runs the step, once per layer, before that layer's attention reads earlier tokens' KV from
+/// the pages: the place to wait for KV that is still being copied in.
 using layer_hook = std::function<void(std::size_t layer)>;
 
 /// Runs tokens of several sequences through the model at once; prefill and decode are the same computation.
-/// The KV and the logits of a token depend, to the last bit, on the tokens up to it and the KV bytes of those before: not on how
-/// they are cut into chunks or batched, on the number of threads, or on the pages used. (See multiply() for why.)
-/// Thread  one caller at a time
+/// The KV and the logits of a token depend, to the last bit, on the tokens up to it and the KV bytes of those before:
+/// not on how they are cut into chunks or batched, on the number of threads, or on the pages used. (See multiply() for
+/// why.) Thread  one caller at a time
 class transformer {
-public:
-    /// At most max_rows tokens per step.
-    transformer(const model& m, paged_kv& kv, thread_pool& pool, std::size_t max_rows);
+ public:
+  /// At most max_rows tokens per step.
+  transformer(const model& m, paged_kv& kv, thread_pool& pool, std::size_t max_rows);
 
-    /// Logits of each step's last token: [steps.size(), vocabulary], with a row stride of logits_stride(), valid until the next call.
-    /// Throws std::length_error if a step goes past the model's context, its sequence's pages or max_rows.
-    const float* forward(std::span<const step> steps, const layer_hook& before_attention = {});
+  /// Logits of each step's last token: [steps.size(), vocabulary], with a row stride of logits_stride(), valid until
+  /// the next call. Throws std::length_error if a step goes past the model's context, its sequence's pages or max_rows.
+  const float* forward(std::span<const step> steps, const layer_hook& before_attention = {});
 
-    /// One chunk of one prompt.
-    std::span<const float> prefill_chunk(const sequence& of, std::span<const token_id> tokens, std::size_t start,
-                                         const layer_hook& before_attention = {});
+  /// One chunk of one prompt.
+  std::span<const float> prefill_chunk(const sequence& of, std::span<const token_id> tokens, std::size_t start,
+                                       const layer_hook& before_attention = {});
 
-    /// Runs only the first `count` layers, without logits: what a calibration times.
-    void run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention = {});
+  /// Runs only the first `count` layers, without logits: what a calibration times.
+  void run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention = {});
 
-    /// Tokens of one sequence that share a pass over earlier KV.
-    std::size_t tile_tokens() const noexcept;
+  /// Tokens of one sequence that share a pass over earlier KV.
+  std::size_t tile_tokens() const noexcept;
 
-    std::size_t logits_stride() const noexcept { return logits_.stride; }
-    std::size_t max_rows() const noexcept { return max_rows_; }
-    const model& weights() const noexcept { return model_; }
-    const model_config& config() const noexcept { return model_.config; }
-    paged_kv& kv() noexcept { return kv_; }
+  std::size_t logits_stride() const noexcept { return logits_.stride; }
+  std::size_t max_rows() const noexcept { return max_rows_; }
+  const model& weights() const noexcept { return model_; }
+  const model_config& config() const noexcept { return model_.config; }
+  paged_kv& kv() noexcept { return kv_; }
 
-private:
-    struct activations {  // rows padded with zeros; 16 floats apart from a power of two, so that rows don't share cache sets
-        activations(std::size_t rows, std::size_t width) : stride(simd::padded(width) + 16), memory(rows * stride) {}
-        rows_of<float> rows() { return {memory.data(), stride}; }
-        rows_of<const float> input() const { return {memory.data(), stride}; }
-        float* operator[](std::size_t row) { return memory.data() + row * stride; }
+ private:
+  struct activations {  // rows padded with zeros; 16 floats apart from a power of two, so that rows don't share cache
+                        // sets
+    activations(std::size_t rows, std::size_t width) : stride(simd::padded(width) + 16), memory(rows * stride) {}
+    rows_of<float> rows() { return {memory.data(), stride}; }
+    rows_of<const float> input() const { return {memory.data(), stride}; }
+    float* operator[](std::size_t row) { return memory.data() + row * stride; }
 
-        std::size_t stride;
-        huge_array<float> memory;
-    };
-    struct attention_tile {  // the queries of `tokens` tokens in the heads of one group
-        const step* of;
-        std::size_t kv_head;
-        std::size_t row;       // of the first token, in the step's activations
-        std::size_t position;  // of the first token
-        std::size_t tokens;
-    };
-    struct scratch {
-        huge_array<float> query, keys, values, scores, sums, up;
-        std::vector<float> row_max, row_sum;
-    };
+    std::size_t stride;
+    huge_array<float> memory;
+  };
+  struct attention_tile {  // the queries of `tokens` tokens in the heads of one group
+    const step* of;
+    std::size_t kv_head;
+    std::size_t row;       // of the first token, in the step's activations
+    std::size_t position;  // of the first token
+    std::size_t tokens;
+  };
+  struct scratch {
+    huge_array<float> query, keys, values, scores, sums, up;
+    std::vector<float> row_max, row_sum;
+  };
 
-    void normalize(rows_of<const float> x, std::size_t rows, const std::vector<float>& weight, rows_of<float> to);
-    void rotate_and_store(std::span<const step> steps, std::size_t layer);
-    void attend(std::span<const step> steps, std::size_t layer);
-    void attend_tile(const attention_tile& tile, std::size_t layer, scratch& s);
-    void pack_keys_and_values(const attention_tile& tile, std::size_t layer, std::size_t first, std::size_t count, scratch& s);
-    void feed_forward(const model_layer& layer, std::size_t rows);
+  void normalize(rows_of<const float> x, std::size_t rows, const std::vector<float>& weight, rows_of<float> to);
+  void rotate_and_store(std::span<const step> steps, std::size_t layer);
+  void attend(std::span<const step> steps, std::size_t layer);
+  void attend_tile(const attention_tile& tile, std::size_t layer, scratch& s);
+  void pack_keys_and_values(const attention_tile& tile, std::size_t layer, std::size_t first, std::size_t count,
+                            scratch& s);
+  void feed_forward(const model_layer& layer, std::size_t rows);
 
-    const model& model_;
-    paged_kv& kv_;
-    thread_pool& pool_;
-    std::size_t max_rows_;
-    activations x_, normed_, query_, key_value_, attended_, hidden_, logits_;
-    std::vector<attention_tile> tiles_;
-    std::vector<scratch> scratch_;
+  const model& model_;
+  paged_kv& kv_;
+  thread_pool& pool_;
+  std::size_t max_rows_;
+  activations x_, normed_, query_, key_value_, attended_, hidden_, logits_;
+  std::vector<attention_tile> tiles_;
+  std::vector<scratch> scratch_;
 };
 
 }  // namespace mini_engine

@@ -15,12 +15,12 @@ double measure_plain_product(transformer& compute);
 
 /// Bytes per second of one copy of 1 GiB between pinned memory and the GPU.
 struct link_rates {
-    double in = 0, out = 0;
+  double in = 0, out = 0;
 };
 link_rates measure_link(cudaStream_t stream);
 
-/// Bytes per second at which a loop of plain reads, around the page cache where the file system can, gets at most `bytes` of the
-/// files in a directory into memory: the best of several numbers of threads and sizes of pieces.
+/// Bytes per second at which a loop of plain reads, around the page cache where the file system can, gets at most
+/// `bytes` of the files in a directory into memory: the best of several numbers of threads and sizes of pieces.
 double measure_storage(const std::string& directory, std::uint64_t bytes);
 
 }  // namespace mini_engine::cuda

@@ -24,178 +24,186 @@ namespace {
 /// A process that has one request to serve pins no more than keeps storage and the link busy: pinning takes time.
 constexpr std::uint64_t passing_memory_bytes = std::uint64_t{256} << 20;
 
-std::size_t cached_part(std::size_t prompt_tokens, std::size_t block_tokens) { return (prompt_tokens - 1) / block_tokens * block_tokens; }
+std::size_t cached_part(std::size_t prompt_tokens, std::size_t block_tokens) {
+  return (prompt_tokens - 1) / block_tokens * block_tokens;
+}
 
 request request_for(const options& o, const tokenizer& words, const std::vector<token_id>& prompt) {
-    request made;
-    made.prompt = prompt;
-    made.tokens = o.tokens;
-    made.choose = sampler(o.temperature, o.top_p, o.seed);
-    made.ends = [&words](token_id token) { return words.ends(token); };
-    made.chunk_end = cached_part(prompt.size(), o.block_tokens);
-    return made;
+  request made;
+  made.prompt = prompt;
+  made.tokens = o.tokens;
+  made.choose = sampler(o.temperature, o.top_p, o.seed);
+  made.ends = [&words](token_id token) { return words.ends(token); };
+  made.chunk_end = cached_part(prompt.size(), o.block_tokens);
+  return made;
 }
 
 cache_settings settings_for(const options& o, std::uint64_t memory_bytes, std::string directory) {
-    cache_settings settings = o.cache;
-    settings.directory = std::move(directory);
-    settings.load_deadline = std::chrono::minutes{5};  // slow storage shall be measured, not given up
-    if (settings.memory_bytes == 0) settings.memory_bytes = memory_bytes;
-    return settings;
+  cache_settings settings = o.cache;
+  settings.directory = std::move(directory);
+  settings.load_deadline = std::chrono::minutes{5};  // slow storage shall be measured, not given up
+  if (settings.memory_bytes == 0) settings.memory_bytes = memory_bytes;
+  return settings;
 }
 
 void add_activity(single_run& run, const std::optional<gpu_activity>& seen) {
-    if (!seen) return;
-    run.more.insert(run.more.end(), {{"sm_active", seen->sm_active},
-                                     {"gpu_memory_active", seen->memory_active},
-                                     {"pcie_received_bytes_per_second", seen->bytes_received_per_second},
-                                     {"pcie_sent_bytes_per_second", seen->bytes_sent_per_second}});
+  if (!seen) return;
+  run.more.insert(run.more.end(), {{"sm_active", seen->sm_active},
+                                   {"gpu_memory_active", seen->memory_active},
+                                   {"pcie_received_bytes_per_second", seen->bytes_received_per_second},
+                                   {"pcie_sent_bytes_per_second", seen->bytes_sent_per_second}});
 }
 
 /// The run in the middle, by its TTFT.
 const single_run& median(std::vector<single_run>& runs) {
-    std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.ttft_seconds < b.ttft_seconds; });
-    return runs[runs.size() / 2];
+  std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.ttft_seconds < b.ttft_seconds; });
+  return runs[runs.size() / 2];
 }
 
 /// What computing the rest takes when the cached part is in the pages: whatever is in them.
 double measure_suffix(engine& e, const std::vector<token_id>& prompt, std::size_t from) {
-    sequence s;
-    if (!e.kv.reserve(s.pages, prompt.size())) throw std::logic_error("pages were not given back");
-    const step rest{&s, {prompt.data() + from, prompt.size() - from}, from};
-    std::vector<double> seconds;
-    constexpr int repeats = 7;
-    for (int i = 0; i < repeats; ++i) {
-        const auto begin = std::chrono::steady_clock::now();
-        e.compute.forward({&rest, 1});
-        seconds.push_back(seconds_since(begin));
-    }
-    e.kv.release(s.pages);
-    std::sort(seconds.begin(), seconds.end());
-    return seconds[seconds.size() / 2];
+  sequence s;
+  if (!e.kv.reserve(s.pages, prompt.size())) throw std::logic_error("pages were not given back");
+  const step rest{&s, {prompt.data() + from, prompt.size() - from}, from};
+  std::vector<double> seconds;
+  constexpr int repeats = 7;
+  for (int i = 0; i < repeats; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    e.compute.forward({&rest, 1});
+    seconds.push_back(seconds_since(begin));
+  }
+  e.kv.release(s.pages);
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
 }
 
 }  // namespace
 
-bool compare(const options& o, engine& e, const tokenizer& words, const std::vector<token_id>& prompt, std::size_t chunk,
-             const std::vector<std::string>& arguments) {
-    const cache_directory directory(o.cache.directory);
-    const cache_settings settings = settings_for(o, 2 * memory_for(prompt.size() + o.tokens, e), directory.path());
-    progress_bar progress("compare", 2 * o.pairs + 2, o.progress);
-    std::optional<opening_cache> cache, none;
-    monitor counters;
-    const auto run = [&](const char* name, std::optional<opening_cache>& through, const cache_settings* to_open, bool swap) {
-        request from = request_for(o, words, prompt);
-        single_run done = run_alone(name, e, from, through, to_open, {chunk, true, swap ? swapped_blocks(o.swap_block) : std::nullopt});
-        progress.advance();
-        return done;
-    };
-    // The same again and again, for the counters, which tell nothing of a tenth of a second.
-    const auto observe = [&](std::optional<opening_cache>& through, single_run& to) {
-        constexpr double long_enough = 1.0;
-        const auto begin = std::chrono::steady_clock::now();
-        std::uint64_t bytes = 0;
-        counters.start();
-        while (seconds_since(begin) < long_enough) {
-            request from = request_for(o, words, prompt);
-            from.tokens = 1;
-            server one(e.compute, e.cost, through ? &*through : nullptr, chunk, true, e.compute.stream(), stretch_blocks);
-            one.submit(from);
-            one.run();
-            bytes += from.cached_tokens * e.kv_bytes_per_token();
-        }
-        add_activity(to, counters.stop());
-        to.more.emplace_back("observed_loaded_bytes_per_second", static_cast<double>(bytes) / seconds_since(begin));
-    };
-
-    const link_rates link = measure_link(e.compute.stream());
-    double plain = measure_plain_product(e.compute);
-    run("warm-up", none, nullptr, false);
-    std::vector<single_run> cold, memory;
-    cold.push_back(run("cold", none, nullptr, false));
-    const single_run saved = run("save", cache, &settings, false);
-    constexpr std::chrono::minutes patience{5};
-    if (cache->wait_for(patience) == nullptr || !cache->get()->drain(patience)) {
-        throw std::runtime_error("storage in '" + directory.path() + "' did not take the blocks in five minutes");
+bool compare(const options& o, engine& e, const tokenizer& words, const std::vector<token_id>& prompt,
+             std::size_t chunk, const std::vector<std::string>& arguments) {
+  const cache_directory directory(o.cache.directory);
+  const cache_settings settings = settings_for(o, 2 * memory_for(prompt.size() + o.tokens, e), directory.path());
+  progress_bar progress("compare", 2 * o.pairs + 2, o.progress);
+  std::optional<opening_cache> cache, none;
+  monitor counters;
+  const auto run = [&](const char* name, std::optional<opening_cache>& through, const cache_settings* to_open,
+                       bool swap) {
+    request from = request_for(o, words, prompt);
+    single_run done =
+        run_alone(name, e, from, through, to_open, {chunk, true, swap ? swapped_blocks(o.swap_block) : std::nullopt});
+    progress.advance();
+    return done;
+  };
+  // The same again and again, for the counters, which tell nothing of a tenth of a second.
+  const auto observe = [&](std::optional<opening_cache>& through, single_run& to) {
+    constexpr double long_enough = 1.0;
+    const auto begin = std::chrono::steady_clock::now();
+    std::uint64_t bytes = 0;
+    counters.start();
+    while (seconds_since(begin) < long_enough) {
+      request from = request_for(o, words, prompt);
+      from.tokens = 1;
+      server one(e.compute, e.cost, through ? &*through : nullptr, chunk, true, e.compute.stream(), stretch_blocks);
+      one.submit(from);
+      one.run();
+      bytes += from.cached_tokens * e.kv_bytes_per_token();
     }
-    bool same = true;
-    for (std::size_t i = 0; i < o.pairs; ++i) {
-        if (i > 0) cold.push_back(run("cold", none, nullptr, false));
-        memory.push_back(run("memory", cache, nullptr, true));
-        same = same && cold.back().result == cold.front().result && memory.back().result == memory.front().result;
-    }
-    plain = std::max(plain, measure_plain_product(e.compute));
-    single_run cold_median = median(cold), memory_median = median(memory);
-    observe(none, cold_median);
-    observe(cache, memory_median);
-    const std::size_t cached = cached_part(prompt.size(), o.block_tokens);
-    const double suffix = measure_suffix(e, prompt, cached);
-    cache.reset();
+    add_activity(to, counters.stop());
+    to.more.emplace_back("observed_loaded_bytes_per_second", static_cast<double>(bytes) / seconds_since(begin));
+  };
 
-    report result;
-    result.model = o.checkpoint.empty() ? o.model : o.checkpoint;
-    result.threads = e.threads();
-    result.chunk_tokens = chunk;
-    result.block_tokens = o.block_tokens;
-    result.kv_bytes_per_token = e.kv_bytes_per_token();
-    result.plain_product_flops = plain;
-    result.runs = {cold_median, saved, memory_median};
-    result.prefill_flops = prefill_flops(e.config(), e.matmul_parameters(), 0, prompt.size()) / result.first().ttft_seconds;
+  const link_rates link = measure_link(e.compute.stream());
+  double plain = measure_plain_product(e.compute);
+  run("warm-up", none, nullptr, false);
+  std::vector<single_run> cold, memory;
+  cold.push_back(run("cold", none, nullptr, false));
+  const single_run saved = run("save", cache, &settings, false);
+  constexpr std::chrono::minutes patience{5};
+  if (cache->wait_for(patience) == nullptr || !cache->get()->drain(patience)) {
+    throw std::runtime_error("storage in '" + directory.path() + "' did not take the blocks in five minutes");
+  }
+  bool same = true;
+  for (std::size_t i = 0; i < o.pairs; ++i) {
+    if (i > 0) cold.push_back(run("cold", none, nullptr, false));
+    memory.push_back(run("memory", cache, nullptr, true));
+    same = same && cold.back().result == cold.front().result && memory.back().result == memory.front().result;
+  }
+  plain = std::max(plain, measure_plain_product(e.compute));
+  single_run cold_median = median(cold), memory_median = median(memory);
+  observe(none, cold_median);
+  observe(cache, memory_median);
+  const std::size_t cached = cached_part(prompt.size(), o.block_tokens);
+  const double suffix = measure_suffix(e, prompt, cached);
+  cache.reset();
 
-    drop_page_cache(directory.path());
-    const std::uint64_t bytes = cached * e.kv_bytes_per_token();
-    double storage = measure_storage(directory.path(), bytes);
-    drop_page_cache(directory.path());
-    std::vector<std::string> again = arguments;
-    again.insert(again.end(), {"--compare-child", "--cache-dir", directory.path(), "--chunk", std::to_string(chunk)});
-    result.runs.push_back(deserialize(output_of_another(std::move(again))));
-    drop_page_cache(directory.path());
-    storage = (storage + measure_storage(directory.path(), bytes)) / 2;  // other tenants come and go: before and after
-    // The server knows when copies were submitted, not when they ended.
-    for (single_run& each : result.runs) {
-        if (each.loaded_bytes != 0) each.load_seconds = std::max(each.load_seconds, each.ttft_seconds - each.open_seconds - suffix);
-    }
-    progress.finish();
+  report result;
+  result.model = o.checkpoint.empty() ? o.model : o.checkpoint;
+  result.threads = e.threads();
+  result.chunk_tokens = chunk;
+  result.block_tokens = o.block_tokens;
+  result.kv_bytes_per_token = e.kv_bytes_per_token();
+  result.plain_product_flops = plain;
+  result.runs = {cold_median, saved, memory_median};
+  result.prefill_flops =
+      prefill_flops(e.config(), e.matmul_parameters(), 0, prompt.size()) / result.first().ttft_seconds;
 
-    constexpr double allowance = 1.10;
-    const auto bound = [&](double rate) { return allowance * static_cast<double>(bytes) / rate + suffix; };
-    const single_run &from_memory = result.runs[2], &from_storage = result.last();
-    result.more = {{"suffix_tokens", static_cast<double>(prompt.size() - cached)},
-                   {"suffix_ms", suffix * 1e3},
-                   {"link_in_bytes_per_second", link.in},
-                   {"link_out_bytes_per_second", link.out},
-                   {"storage_bytes_per_second", storage},
-                   {"memory_bound_ms", bound(link.in) * 1e3},
-                   {"memory_over_bound", from_memory.ttft_seconds / bound(link.in)},
-                   {"storage_bound_ms", bound(std::min(storage, link.in)) * 1e3},
-                   {"storage_over_bound", from_storage.ttft_seconds / bound(std::min(storage, link.in))},
-                   {"pairs", static_cast<double>(o.pairs)},
-                   {"cold_ttft_ms_least", cold.front().ttft_seconds * 1e3},
-                   {"cold_ttft_ms_most", cold.back().ttft_seconds * 1e3},
-                   {"memory_ttft_ms_least", memory.front().ttft_seconds * 1e3},
-                   {"memory_ttft_ms_most", memory.back().ttft_seconds * 1e3}};
-    print_table(result);
-    std::printf("a suffix of %zu tokens takes %.1f ms; the link %.1f GB/s in, %.1f out; storage %.2f GB/s\n", prompt.size() - cached,
-                suffix * 1e3, link.in * 1e-9, link.out * 1e-9, storage * 1e-9);
-    std::printf("from memory %.1f ms, at most %.1f allowed; from storage %.1f ms, at most %.1f allowed\n", from_memory.ttft_seconds * 1e3,
-                bound(link.in) * 1e3, from_storage.ttft_seconds * 1e3, bound(std::min(storage, link.in)) * 1e3);
-    for (const single_run& each : result.runs) {
-        for (const auto& [name, value] : each.more) std::printf("%s: %s %.4g\n", each.name.c_str(), name.c_str(), value);
-    }
-    if (!o.json.empty()) write_json(result, o.json);
-    return same && result.identical();
+  drop_page_cache(directory.path());
+  const std::uint64_t bytes = cached * e.kv_bytes_per_token();
+  double storage = measure_storage(directory.path(), bytes);
+  drop_page_cache(directory.path());
+  std::vector<std::string> again = arguments;
+  again.insert(again.end(), {"--compare-child", "--cache-dir", directory.path(), "--chunk", std::to_string(chunk)});
+  result.runs.push_back(deserialize(output_of_another(std::move(again))));
+  drop_page_cache(directory.path());
+  storage = (storage + measure_storage(directory.path(), bytes)) / 2;  // other tenants come and go: before and after
+  // The server knows when copies were submitted, not when they ended.
+  for (single_run& each : result.runs) {
+    if (each.loaded_bytes != 0)
+      each.load_seconds = std::max(each.load_seconds, each.ttft_seconds - each.open_seconds - suffix);
+  }
+  progress.finish();
+
+  constexpr double allowance = 1.10;
+  const auto bound = [&](double rate) { return allowance * static_cast<double>(bytes) / rate + suffix; };
+  const single_run &from_memory = result.runs[2], &from_storage = result.last();
+  result.more = {{"suffix_tokens", static_cast<double>(prompt.size() - cached)},
+                 {"suffix_ms", suffix * 1e3},
+                 {"link_in_bytes_per_second", link.in},
+                 {"link_out_bytes_per_second", link.out},
+                 {"storage_bytes_per_second", storage},
+                 {"memory_bound_ms", bound(link.in) * 1e3},
+                 {"memory_over_bound", from_memory.ttft_seconds / bound(link.in)},
+                 {"storage_bound_ms", bound(std::min(storage, link.in)) * 1e3},
+                 {"storage_over_bound", from_storage.ttft_seconds / bound(std::min(storage, link.in))},
+                 {"pairs", static_cast<double>(o.pairs)},
+                 {"cold_ttft_ms_least", cold.front().ttft_seconds * 1e3},
+                 {"cold_ttft_ms_most", cold.back().ttft_seconds * 1e3},
+                 {"memory_ttft_ms_least", memory.front().ttft_seconds * 1e3},
+                 {"memory_ttft_ms_most", memory.back().ttft_seconds * 1e3}};
+  print_table(result);
+  std::printf("a suffix of %zu tokens takes %.1f ms; the link %.1f GB/s in, %.1f out; storage %.2f GB/s\n",
+              prompt.size() - cached, suffix * 1e3, link.in * 1e-9, link.out * 1e-9, storage * 1e-9);
+  std::printf("from memory %.1f ms, at most %.1f allowed; from storage %.1f ms, at most %.1f allowed\n",
+              from_memory.ttft_seconds * 1e3, bound(link.in) * 1e3, from_storage.ttft_seconds * 1e3,
+              bound(std::min(storage, link.in)) * 1e3);
+  for (const single_run& each : result.runs) {
+    for (const auto& [name, value] : each.more) std::printf("%s: %s %.4g\n", each.name.c_str(), name.c_str(), value);
+  }
+  if (!o.json.empty()) write_json(result, o.json);
+  return same && result.identical();
 }
 
-void compare_child(const options& o, engine& e, const tokenizer& words, const std::vector<token_id>& prompt, std::size_t chunk) {
-    const cache_settings settings =
-        settings_for(o, std::min(passing_memory_bytes, 2 * memory_for(prompt.size() + o.tokens, e)), o.cache.directory);
-    request from = request_for(o, words, prompt);
-    std::optional<opening_cache> cache;
-    monitor counters;
-    counters.start();
-    single_run done = run_alone("storage", e, from, cache, &settings, {chunk, true, swapped_blocks(o.swap_block)});
-    add_activity(done, counters.stop());
-    std::puts(serialize(done).c_str());
+void compare_child(const options& o, engine& e, const tokenizer& words, const std::vector<token_id>& prompt,
+                   std::size_t chunk) {
+  const cache_settings settings =
+      settings_for(o, std::min(passing_memory_bytes, 2 * memory_for(prompt.size() + o.tokens, e)), o.cache.directory);
+  request from = request_for(o, words, prompt);
+  std::optional<opening_cache> cache;
+  monitor counters;
+  counters.start();
+  single_run done = run_alone("storage", e, from, cache, &settings, {chunk, true, swapped_blocks(o.swap_block)});
+  add_activity(done, counters.stop());
+  std::puts(serialize(done).c_str());
 }
 
 }  // namespace mini_engine::cuda

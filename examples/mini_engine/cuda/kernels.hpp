@@ -9,35 +9,35 @@
 
 #include "attention.hpp"
 
-// What the model does beside products and attention. Everything is submitted to the stream given, works row by row and gives the
-// same bits for a row whatever rows are beside it.
+// What the model does beside products and attention. Everything is submitted to the stream given, works row by row and
+// gives the same bits for a row whatever rows are beside it.
 namespace mini_engine::cuda {
 
 /// Where a row of a step belongs.
 struct row_place {
-    std::uint32_t token;
-    std::uint32_t position;
-    std::uint32_t slot;  // page * page_tokens + place in the page
+  std::uint32_t token;
+  std::uint32_t position;
+  std::uint32_t slot;  // page * page_tokens + place in the page
 };
 
 /// to[r] = table[rows[r].token].
 /// Shape   dim: a multiple of 8
-void gather_embeddings(const __nv_bfloat16* table, const row_place* rows, std::size_t count, std::size_t dim, __nv_bfloat16* to,
-                       cudaStream_t stream);
+void gather_embeddings(const __nv_bfloat16* table, const row_place* rows, std::size_t count, std::size_t dim,
+                       __nv_bfloat16* to, cudaStream_t stream);
 
 /// to[i] = from[rows[i]].
-void gather_rows(const __nv_bfloat16* from, const std::uint32_t* rows, std::size_t count, std::size_t dim, __nv_bfloat16* to,
-                 cudaStream_t stream);
+void gather_rows(const __nv_bfloat16* from, const std::uint32_t* rows, std::size_t count, std::size_t dim,
+                 __nv_bfloat16* to, cudaStream_t stream);
 
 /// Root mean square normalisation.
 /// Shape   dim: a multiple of 8
-void normalize(const __nv_bfloat16* x, const __nv_bfloat16* weight, std::size_t count, std::size_t dim, __nv_bfloat16* to,
-               cudaStream_t stream);
+void normalize(const __nv_bfloat16* x, const __nv_bfloat16* weight, std::size_t count, std::size_t dim,
+               __nv_bfloat16* to, cudaStream_t stream);
 
 /// Rotates queries in place, and keys on their way into the pages; values go there as they are.
 /// Shape   angles: [context, head_dim / 2], cosine and sine
-void rotate_and_store(__nv_bfloat16* qkv, const row_place* rows, std::size_t count, const attention_shape& shape, const float2* angles,
-                      __nv_bfloat16* pages, cudaStream_t stream);
+void rotate_and_store(__nv_bfloat16* qkv, const row_place* rows, std::size_t count, const attention_shape& shape,
+                      const float2* angles, __nv_bfloat16* pages, cudaStream_t stream);
 
 /// to = silu(gate) * up.
 /// Shape   gate_up: [count, 2 * hidden], the gate first; hidden: a multiple of 8
@@ -53,7 +53,7 @@ void fill_angles(float2* to, std::size_t context, std::size_t pairs, const float
 
 /// A digest of each page, layer by layer: of every byte and its place, for telling whether pages are equal.
 /// Shape   pages: ids; to: [count, layers]; layer_elements: distance of layers
-void digest_pages(const __nv_bfloat16* pool, const std::uint32_t* pages, std::size_t count, std::size_t layers, std::size_t layer_elements,
-                  std::size_t page_elements, std::uint64_t* to, cudaStream_t stream);
+void digest_pages(const __nv_bfloat16* pool, const std::uint32_t* pages, std::size_t count, std::size_t layers,
+                  std::size_t layer_elements, std::size_t page_elements, std::uint64_t* to, cudaStream_t stream);
 
 }  // namespace mini_engine::cuda

@@ -31,9 +31,10 @@ external_cache open_cache(const cache_settings& settings, engine& e, const std::
 
 /// A cache that opens on a thread of its own.
 class opening_cache : public basic_opening_cache<external_cache> {
-public:
-    opening_cache(const cache_settings& settings, engine& e)
-        : basic_opening_cache([=, &e](const auto& memory_is_there) { return open_cache(settings, e, memory_is_there); }, settings.memory_bytes) {}
+ public:
+  opening_cache(const cache_settings& settings, engine& e)
+      : basic_opening_cache([=, &e](const auto& memory_is_there) { return open_cache(settings, e, memory_is_there); },
+                            settings.memory_bytes) {}
 };
 
 using server = basic_server<transformer, cudaStream_t>;
@@ -42,8 +43,8 @@ using server = basic_server<transformer, cudaStream_t>;
 inline constexpr std::size_t stretch_blocks = 256;
 
 /// As mini_engine::run_alone().
-single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache, const cache_settings* to_open,
-                     const single_run_settings& how);
+single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache,
+                     const cache_settings* to_open, const single_run_settings& how);
 
 }  // namespace mini_engine::cuda
 
