@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks from storage and to storage through the cache, against
-//   ceiling   a raw O_DIRECT loop over one file of the same bytes, the best of a sweep over threads and request size
+//   ceiling   a raw O_DIRECT loop over one file as large as the cache's slabs, a batch further in every round as they
+//             are, the best of a sweep over threads and request size
 //   baseline  one file per block: written to a temporary name and renamed, opened for every read, by the same threads
 // All take turns in every round; printed are medians, the rounds' ratios with their 95 % intervals, and processor time.
 // Loads are cold: blocks are read with O_DIRECT and were evicted from memory before.
@@ -62,25 +63,30 @@ void whole(bool read, int file, std::byte* data, std::size_t bytes, std::uint64_
   if (moved != static_cast<ssize_t>(bytes)) fail(read ? "read" : "write");
 }
 
-/// One preallocated, once written file, and the bytes that go in and out of it.
+/// One preallocated, once written file of some batches, and the batch of bytes that goes in and out of it.
 class raw_file {
  public:
-  raw_file(const std::string& path, std::span<std::byte> buffer) : buffer_(buffer) {
+  raw_file(const std::string& path, std::span<std::byte> buffer, std::size_t batches)
+      : buffer_(buffer), batches_(batches) {
     file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_DIRECT | O_CLOEXEC, 0600);
-    if (file_ < 0 || ::posix_fallocate(file_, 0, static_cast<off_t>(buffer.size())) != 0) fail(path);
-    move(false, 4, 4 * mib);
+    if (file_ < 0 || ::posix_fallocate(file_, 0, static_cast<off_t>(batches * buffer.size())) != 0) fail(path);
+    for (std::size_t i = 0; i < batches; ++i) move(false, 4, 4 * mib);
   }
   ~raw_file() { ::close(file_); }
   raw_file(const raw_file&) = delete;
   raw_file& operator=(const raw_file&) = delete;
 
+  /// The oldest batch: what was written longest ago is read or overwritten.
   void move(bool read, std::size_t threads, std::size_t piece) {
+    const std::size_t first = next_[read]++ % batches_ * buffer_.size();
     spread(threads, buffer_.size() / piece,
-           [&](std::size_t i) { whole(read, file_, buffer_.data() + i * piece, piece, i * piece); });
+           [&](std::size_t i) { whole(read, file_, buffer_.data() + i * piece, piece, first + i * piece); });
   }
 
  private:
   std::span<std::byte> buffer_;
+  std::size_t batches_;
+  std::size_t next_[2] = {};
   int file_ = -1;
 };
 
@@ -116,6 +122,8 @@ class cached {
   static constexpr std::uint32_t block_tokens = 16;
   // Enough that a prompt has long left memory when its turn comes.
   static constexpr std::size_t prompts = 8;
+  // What storage holds, and the free places it keeps.
+  static constexpr std::size_t batches = prompts + 2;
 
   cached(const settings& with, const std::string& root) : with_(with) {
     constexpr std::size_t fragment_bytes = 32U << 10U;
@@ -144,7 +152,7 @@ class cached {
     o.root = root;
     // A prefetch pins half of the memory at most, and the next prompt must find none of its blocks there.
     o.memory_bytes = (2 * with.batch_mib + with.batch_mib / 2) * mib;
-    o.storage_bytes = (prompts + 2) * with.batch_mib * mib + 256 * mib;
+    o.storage_bytes = batches * with.batch_mib * mib + 256 * mib;
     o.extent_bytes = 256 * mib;
     o.prompts_trusted = true;
     o.lease = 1ms;
@@ -163,6 +171,7 @@ class cached {
 
   /// Saves the next prompt and waits until it is stored; storage evicts the oldest.
   void save() {
+    if (chains_.size() == prompts) chains_.erase(chains_.begin());
     chains_.push_back(cache_->make_sequence(fresh_tokens()));
     const auto ticket = cache_->save(chains_.back(), 0, ids_);
     if (!ticket.wait_stored(600s) || !ticket.outcome().ok())
@@ -243,7 +252,7 @@ way best_way(raw_file& file, bool read, double bytes) {
 int main(int argc, char** argv) {
   settings with;
   CLI::App app{"Storage load and save through the cache, against a raw loop and one file per block"};
-  app.add_option("--dir", with.directory, "where to write; about six batches of space");
+  app.add_option("--dir", with.directory, "where to write; about two dozen batches of space");
   app.add_option("--block-mib", with.block_mib);
   app.add_option("--batch-mib", with.batch_mib, "bytes per measurement");
   app.add_option("--rounds", with.rounds);
@@ -256,13 +265,14 @@ int main(int argc, char** argv) {
   {
     const std::size_t bytes = with.batch_mib * mib / (4 * mib) * (4 * mib);
     const std::span<std::byte> buffer = memory(bytes);
-    raw_file raw(directory + "/raw", buffer);
+    raw_file raw(directory + "/raw", buffer, cached::batches);
     file_per_block files(directory + "/files", buffer.first(bytes / (with.block_mib * mib) * (with.block_mib * mib)),
                          with.block_mib * mib);
     cached cache(with, directory + "/root");
     const auto raw_bytes = static_cast<double>(bytes);
     const double file_bytes = static_cast<double>(bytes / (with.block_mib * mib) * (with.block_mib * mib));
-    for (std::size_t i = 0; i < cached::prompts; ++i) cache.save();
+    // Each place once, so that what follows overwrites, as the raw loop does.
+    for (std::size_t i = 0; i < 2 * cached::batches; ++i) cache.save();
     files.move(false, 4);
     const way reading = best_way(raw, true, raw_bytes);
     const way writing = best_way(raw, false, raw_bytes);
