@@ -209,7 +209,8 @@ class worker {
   }
 
   void extend(request& r, std::span<const kvx::token_id> tokens) {
-    cache_.extend(r.chain, tokens);
+    if (const kvx::status s = cache_.extend(r.chain, tokens); !s.ok())
+      throw kvx::error(s.code(), "a request has no chain");
     for (const kvx::token_id token : tokens)
       r.states.push_back(state_after(r.states.empty() ? state_before_first(r.where.adapter) : r.states.back(), token));
   }

@@ -69,7 +69,7 @@ void basic_server<Engine, Stream>::look_up(flight& f) {
   f.chain = cache_->make_sequence(of.prompt);
   f.saved_blocks = 0;
   if (!f.in_prefill()) {
-    cache_->extend(f.chain, std::span(of.output).first(f.computed - of.prompt.size()));
+    static_cast<void>(cache_->extend(f.chain, std::span(of.output).first(f.computed - of.prompt.size())));
     return;
   }
   f.matched = std::chrono::steady_clock::now();
@@ -241,7 +241,7 @@ void basic_server<Engine, Stream>::account(flight& f, std::size_t tokens, const 
     const token_id next = of.choose.sample(row);
     if (of.output.empty()) of.ttft_seconds = seconds_since(of.submitted);
     if (of.on_logits) of.on_logits(row);
-    if (decoded && f.has_keys()) cache_->extend(f.chain, {&of.output.back(), 1});
+    if (decoded && f.has_keys()) static_cast<void>(cache_->extend(f.chain, {&of.output.back(), 1}));
     if (of.ends(next)) {
       f.finished = true;
     } else {

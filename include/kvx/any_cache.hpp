@@ -66,8 +66,8 @@ class any_cache {
                                        std::span<const block_extra> extras = {}) const {
     return held_->make_sequence(tokens, where, extras);
   }
-  void extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras = {}) const {
-    held_->extend(chain, tokens, extras);
+  status extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras = {}) const {
+    return held_->extend(chain, tokens, extras);
   }
   void hint(const sequence& request, const hints& news) { held_->hint(request.keys(), news); }
   void hint(std::span<const block_key> keys, const hints& news) { held_->hint(keys, news); }
@@ -90,7 +90,7 @@ class any_cache {
     virtual load_ticket<Stream> load(const plan&, group_block_ids, Stream, std::size_t) = 0;
     virtual save_ticket save(const sequence&, std::size_t, group_block_ids, Stream) = 0;
     virtual sequence make_sequence(std::span<const token_id>, const scope&, std::span<const block_extra>) const = 0;
-    virtual void extend(sequence&, std::span<const token_id>, std::span<const block_extra>) const = 0;
+    virtual status extend(sequence&, std::span<const token_id>, std::span<const block_extra>) const = 0;
     virtual void hint(std::span<const block_key>, const hints&) = 0;
     virtual std::size_t erase(std::span<const block_key>) = 0;
     virtual std::size_t poll(std::span<completion>) = 0;
@@ -123,8 +123,9 @@ class any_cache {
                            std::span<const block_extra> extras) const override {
       return cache.make_sequence(tokens, where, extras);
     }
-    void extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras) const override {
-      cache.extend(chain, tokens, extras);
+    status extend(sequence& chain, std::span<const token_id> tokens,
+                  std::span<const block_extra> extras) const override {
+      return cache.extend(chain, tokens, extras);
     }
     void hint(std::span<const block_key> keys, const hints& news) override { cache.hint(keys, news); }
     std::size_t erase(std::span<const block_key> keys) override { return cache.erase(keys); }

@@ -158,27 +158,31 @@ class cache {
     const auto from = root(where);
     if (!from) return {};
     sequence made(*from, core_->state.block_tokens);
-    extend(made, tokens, extras);
+    static_cast<void>(extend(made, tokens, extras));  // nothing is hashed yet, so that nothing can come too late
     return made;
   }
   /// Appends committed tokens; only the new blocks are hashed.
-  /// Shape   extras: by block of the whole sequence, ascending
-  void extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras = {}) const {
+  /// Shape   extras: by block of the whole sequence, ascending, those that were not given before
+  /// Errors  bad_argument, and nothing is appended: an extra for a block that is hashed already, which would be stored
+  ///         under the key of another; a sequence that was not made by make_sequence()
+  status extend(sequence& chain, std::span<const token_id> tokens, std::span<const block_extra> extras = {}) const {
     const std::uint32_t size = chain.block_tokens();
-    if (size == 0) return;
+    if (size == 0) return errc::bad_argument;
     const std::size_t known = chain.blocks();
+    for (const block_extra& e : extras)
+      if (e.block < known) return errc::bad_argument;
     chain.append(tokens);
     // The last block may be filled by a later call, and its extras count then as well.
-    for (const block_extra& e : extras)
-      if (e.block >= known) chain.add_extra(e.block, e.bytes);
+    for (const block_extra& e : extras) chain.add_extra(e.block, e.bytes);
     const std::size_t blocks = chain.tokens().size() / size;
-    if (blocks == known) return;
+    if (blocks == known) return {};
     digest_type parent = detail::from_block_key<digest_type>(chain.parent(known));
     std::vector<digest_type> keys(blocks - known);
     key_chain<Hasher> hashing;
     const std::vector<block_extra> all = chain.extras_from(known);
     hashing.extend(chain.tokens().subspan(known * size, keys.size() * size), size, all, parent, keys, known);
     for (const digest_type& key : keys) chain.append_key(to_block_key(key));
+    return {};
   }
 
   /// Tells what becomes of a request's blocks that are cached: its session was closed, a tool was called, they are to

@@ -116,6 +116,19 @@ class block_index {
     return n;
   }
 
+  /// Gives a block that was inserted without its parent the parent that came later. Keys are chained, so that a block
+  /// is no ancestor of its own parent.
+  void adopt(node_id n, node_id parent) noexcept {
+    node& at = nodes_[n];
+    if (at.parent != no_node || parent == n || placeless(at)) return;
+    at.parent = parent;
+    for (const std::size_t which : {0U, 1U}) {
+      const auto& place = which == 0 ? at.memory : at.storage;
+      std::uint16_t& children = nodes_[parent].children[which];
+      if (place.load(std::memory_order_relaxed) != no_place && children != 0xFFFFU) ++children;
+    }
+  }
+
   /// Drops a node that is in no tier and has no cached children; otherwise does nothing.
   void erase_if_unused(node_id n) noexcept {
     node& at = nodes_[n];

@@ -4,6 +4,7 @@
 #include <kvx/concepts/hints.hpp>
 #include <kvx/types.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -59,14 +60,17 @@ class sequence {
 
   /// Forgets everything from token `count` on, e.g. rejected speculation.
   void truncate(std::size_t count) {
-    if (count >= tokens_.size()) return;
-    tokens_.resize(count);
-    keys_.resize(count / block_tokens_);
+    // A sequence has tokens, or keys alone.
+    if (block_tokens_ == 0 || (count >= tokens_.size() && count / block_tokens_ >= keys_.size())) return;
+    if (count < tokens_.size()) tokens_.resize(count);
+    keys_.resize(std::min<std::size_t>(keys_.size(), count / block_tokens_));
     std::erase_if(extras_, [&](const auto& extra) { return extra.first * block_tokens_ >= count; });
   }
 
-  /// Appends tokens whose full blocks `keys` continue the chain; for `cache::extend`.
+  /// Appends tokens; `cache::extend` appends their blocks' keys as well.
   void append(std::span<const token_id> tokens) { tokens_.insert(tokens_.end(), tokens.begin(), tokens.end()); }
+  /// Appends a full block's key, by an engine that hashes itself. Of a key longer than the hasher's digest only the
+  /// first bytes count, as many as the digest has.
   void append_key(const block_key& key) { keys_.push_back(key); }
   void add_extra(std::size_t block, std::span<const std::byte> bytes) {
     extras_.emplace_back(block, std::vector<std::byte>(bytes.begin(), bytes.end()));

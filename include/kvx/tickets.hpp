@@ -275,8 +275,9 @@ class load_ticket {
   void wait() const {
     if (state_) state_->wait();
   }
-  /// Copies that were submitted cannot be called back: this only says that nobody will ask again.
-  void cancel() noexcept { state_.reset(); }
+  /// Asks for nothing more. Copies that were submitted cannot be called back: the pages stay the operation's until
+  /// destination_released(), as without it.
+  void cancel() noexcept {}
 
  private:
   std::shared_ptr<const detail::load_state<Stream>> state_;
@@ -303,9 +304,12 @@ class save_ticket {
     return state_ ? state_->overall() : status{};
   }
   /// By position in the save; nothing while it is under way.
+  /// Shape   position: the block in the save, times the layout's groups, plus the group
+  /// Errors  bad_argument: the save has no such position
   [[nodiscard]] std::optional<errc> outcome(std::size_t position) const noexcept {
     if (!refused_.ok()) return refused_.code();
-    return state_ ? state_->outcome(position) : errc::ok;
+    if (!state_ || position >= state_->entries()) return errc::bad_argument;
+    return state_->outcome(position);
   }
   bool wait_source_released(std::chrono::nanoseconds limit) const {
     return wait(limit, [this] { return source_released(); });

@@ -3,10 +3,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "temporary_directory.hpp"
@@ -36,6 +38,12 @@ struct colliding {
   static constexpr bool collision_resistant = false;
   static digest_type hash(std::span<const std::byte>) noexcept { return {}; }
 };
+
+/// The part of a key that xxh3_128's cache counts.
+kvx::block_key counted(kvx::block_key key) {
+  std::fill(key.bytes.begin() + 16, key.bytes.end(), std::byte{0});
+  return key;
+}
 
 /// An engine, a cache over it, and a prompt that was prefilled and saved.
 struct fixture {
@@ -169,7 +177,7 @@ TEST_CASE("chunked saves continue the chain, and known blocks are not saved agai
   kvx::sequence chain = f.cache.make_sequence();
   std::size_t saved = 0;
   for (std::size_t at = 0; at < tokens.size(); at += 10) {
-    f.cache.extend(chain, std::span(tokens).subspan(at, std::min<std::size_t>(10, tokens.size() - at)));
+    REQUIRE(f.cache.extend(chain, std::span(tokens).subspan(at, std::min<std::size_t>(10, tokens.size() - at))).ok());
     for (std::size_t b = saved; b < chain.blocks(); ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
     const auto ticket =
         f.cache.save(chain, saved, pages_from(static_cast<kvx::block_id>(saved), chain.blocks() - saved));
@@ -237,6 +245,43 @@ TEST_CASE("a prefix that was saved first, and never used since, still outlives i
   REQUIRE(f.cache.stats().memory.evicted > 0);
   REQUIRE(f.cache.stats().memory.evicted < 10);
   CHECK(f.cache.match(chain.tokens()).blocks() == 10 - f.cache.stats().memory.evicted);
+}
+
+TEST_CASE("after a restart a prefix outlives its suffix, also where its write ended last") {
+  kvx_test::temporary_directory root;
+  kvx::options o = small_options(root.path());
+  const std::vector<kvx::token_id> tokens = tokens_of(1, 13);
+  test_engine engine({});
+  {
+    using faulty = kvx::fault<kvx::posix>;
+    const auto control = std::make_shared<kvx::fault_control>();
+    const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(o.io, control));
+    kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
+    control->arm({.kind = kvx::fault_kind::late, .scope = kvx::fault_scope::writes, .delay = 200ms});
+    REQUIRE(cache.save(cache.make_sequence(tokens), 0, pages_from(0, 3)).wait_stored(10s));
+  }
+  o.lease = 1ms;
+  {
+    kvx_test::temporary_directory elsewhere;
+    kvx::options probe = small_options(elsewhere.path());
+    o.memory_bytes = 6 * kvx::host_cache<>(probe, engine.layout()).block_bytes();
+  }
+  kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, kvx::host_transfer> cache(o, engine.layout());
+  const kvx::plan plan = cache.match(tokens);
+  REQUIRE(plan.blocks() == 3);
+  {
+    const auto pre = cache.prefetch(plan);
+    REQUIRE(pre.wait_for(10s));
+    REQUIRE(pre.ready_blocks() == 3);
+    cache.load(plan, pages_from(1, 2), {}, 1).wait();  // of the first block nobody has been longer without
+  }
+  std::this_thread::sleep_for(600ms);  // leases end
+  for (std::uint64_t seed = 2; cache.stats().memory.evicted == 0; ++seed) {
+    REQUIRE(seed < 20);
+    REQUIRE(cache.save(cache.make_sequence(tokens_of(seed, 4)), 0, pages_from(0, 1)).wait_stored(10s));
+  }
+  CHECK(cache.match(tokens).where(0) == kvx::tier::memory);
+  CHECK(cache.match(tokens).where(2) == kvx::tier::storage);
 }
 
 TEST_CASE("a block whose way to storage was cut off goes there with the next save") {
@@ -384,10 +429,10 @@ TEST_CASE("an extra counts also when its block is filled later, and after a roll
     const kvx::block_extra extra{1, std::as_bytes(std::span(image))};
     kvx::sequence chain = f.cache.make_sequence(std::span(tokens).first(6), {}, {&extra, 1});
     if (rolled_back) {
-      f.cache.extend(chain, tokens_of(10, 2));
+      REQUIRE(f.cache.extend(chain, tokens_of(10, 2)).ok());
       chain.truncate(6);
     }
-    f.cache.extend(chain, std::span(tokens).subspan(6));
+    REQUIRE(f.cache.extend(chain, std::span(tokens).subspan(6)).ok());
     return chain;
   };
   CHECK(chain_of(one, false).key(0) == chain_of(two, false).key(0));
@@ -398,14 +443,29 @@ TEST_CASE("an extra counts also when its block is filled later, and after a roll
   CHECK(f.cache.make_sequence(tokens, {}, {&extra, 1}).key(1) == chain_of(one, false).key(1));
 }
 
-TEST_CASE("an engine that hashes itself saves and matches by keys alone") {
+TEST_CASE("an extra that comes after its block was hashed is refused, and nothing is appended") {
+  fixture f(small_options());
+  const std::string image = "digest of an image";
+  const kvx::block_extra late{1, std::as_bytes(std::span(image))};
+  kvx::sequence chain = f.cache.make_sequence(tokens_of(9, 9));
+  REQUIRE(chain.blocks() == 2);
+  CHECK(f.cache.extend(chain, tokens_of(10, 4), {&late, 1}).code() == kvx::errc::bad_argument);
+  CHECK(chain.tokens().size() == 9);
+  CHECK(chain.extra(1).empty());
+  kvx::sequence of_nobody;
+  CHECK(f.cache.extend(of_nobody, tokens_of(10, 4)).code() == kvx::errc::bad_argument);
+}
+
+TEST_CASE_TEMPLATE("an engine that hashes itself saves and matches by keys alone", Width,
+                   std::integral_constant<std::size_t, 16>, std::integral_constant<std::size_t, 32>) {
   kvx_test::temporary_directory root;
+  // Of longer keys than the hasher's only the first bytes count.
   const auto chain_of = [] {
     kvx::sequence chain({}, 4);
     for (std::uint8_t b = 1; b <= 5; ++b) {
       kvx::block_key key;
       key.bytes[0] = std::byte{b};
-      key.bytes[15] = std::byte{0x77};
+      key.bytes[Width::value - 1] = std::byte{0x77};
       chain.append_key(key);
     }
     return chain;
@@ -413,7 +473,7 @@ TEST_CASE("an engine that hashes itself saves and matches by keys alone") {
   {
     fixture f(small_options(root.path()));
     const kvx::sequence chain = chain_of();
-    for (kvx::block_id b = 0; b < 5; ++b) f.engine.fill(b, chain.key(b));
+    for (kvx::block_id b = 0; b < 5; ++b) f.engine.fill(b, counted(chain.key(b)));
     f.save_all(chain);
     CHECK(f.load_and_check(f.cache.match(chain)) == 5);
   }
@@ -422,6 +482,23 @@ TEST_CASE("an engine that hashes itself saves and matches by keys alone") {
   REQUIRE(plan.blocks() == 5);
   CHECK(plan.where(4) == kvx::tier::storage);
   CHECK(again.load_and_check(plan) == 5);
+}
+
+TEST_CASE("what an engine that hashes itself takes back is gone from the sequence") {
+  kvx::sequence chain({}, 4);
+  kvx::block_key key;
+  for (std::uint8_t b = 1; b <= 5; ++b) {
+    key.bytes[0] = std::byte{b};
+    chain.append_key(key);
+  }
+  chain.truncate(20);
+  CHECK(chain.blocks() == 5);
+  chain.truncate(15);
+  CHECK(chain.blocks() == 3);
+  key.bytes[0] = std::byte{9};
+  chain.append_key(key);
+  CHECK(chain.key(3) == key);
+  CHECK(chain.parent(3) == chain.key(2));
 }
 
 TEST_CASE("a plan that does not fit is refused and costs no block") {

@@ -73,3 +73,42 @@ TEST_CASE("a prefetch waits for memory that loads under way will let go of") {
   device.synchronize();
   for (std::size_t b = 0; b < blocks; ++b) CHECK(engine.holds(static_cast<kvx::block_id>(b), chain.key(b)));
 }
+
+TEST_CASE("a prompt larger than memory arrives whole, whatever the size of a stretch") {
+  const kvx_test::temporary_directory directory;
+  constexpr std::size_t blocks = 60;
+  test_engine engine({.pages = blocks});
+  kvx::options with;
+  with.identity = {"test-model", "r1", "f32"};
+  with.memory_bytes = 4U << 20U;
+  with.root = directory.path();
+  with.storage_bytes = 16U << 20U;
+  with.prompts_trusted = true;
+  with.io.threads = 1;  // one write after the other: every block knows its parent after a restart
+  const auto tokens = tokens_of(1, blocks * engine.geometry().block_tokens + 1);
+  std::size_t slot_bytes = 0;
+  {
+    kvx::host_cache<> cache(with, engine.layout());
+    slot_bytes = cache.block_bytes();
+    const kvx::sequence chain = cache.make_sequence(tokens);
+    for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+    const auto saved = cache.save(chain, 0, pages_from(0, blocks));
+    REQUIRE(saved.wait_stored(10s));
+    REQUIRE(saved.outcome().ok());
+  }
+  constexpr std::size_t stretch = 4;
+  with.memory_bytes = (2 * stretch + 1) * slot_bytes;
+  kvx::host_cache<> cache(with, engine.layout());
+  const kvx::plan whole = cache.match(tokens);
+  REQUIRE(whole.blocks() == blocks);
+  for (std::size_t b = 0; b < blocks; ++b) engine.poison(static_cast<kvx::block_id>(b));
+  for (std::size_t first = 0; first < blocks; first += stretch) {
+    kvx::plan part = whole;
+    part.truncate(first + stretch);
+    const auto fetched = cache.prefetch(std::move(part), first);
+    REQUIRE(fetched.wait_for(10s));
+    REQUIRE(fetched.ready_blocks() == first + stretch);
+    cache.load(whole, pages_from(static_cast<kvx::block_id>(first), stretch), {}, first).wait();
+  }
+  for (std::size_t b = 0; b < blocks; ++b) CHECK(engine.holds(static_cast<kvx::block_id>(b), whole.keys[b]));
+}

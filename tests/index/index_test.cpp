@@ -88,6 +88,26 @@ TEST_CASE("a block that left every tier does not hold its former parent") {
   CHECK_FALSE(index.has_children_in_memory(reused));
 }
 
+TEST_CASE("a parent that came after its child is given to it, with the places that the child has by then") {
+  index_type index(8);
+  const kvx::node_id child = index.insert(key_of(2), kvx::no_node);
+  index.set_storage(child, 1, false);
+  const kvx::node_id parent = index.insert(key_of(1), kvx::no_node);
+  index.set_storage(parent, 0, false);
+  index.adopt(child, parent);
+  CHECK(index.has_children_in_storage(parent));
+  CHECK_FALSE(index.has_children_in_memory(parent));
+  index.adopt(child, parent);  // it has its parent already
+  index.set_memory(child, 5, false);
+  CHECK(index.has_children_in_memory(parent));
+  index.clear_memory(child);
+  index.clear_storage(child);
+  CHECK_FALSE(index.has_children_in_memory(parent));
+  CHECK_FALSE(index.has_children_in_storage(parent));
+  index.adopt(parent, parent);
+  CHECK_FALSE(index.has_children_in_storage(parent));
+}
+
 TEST_CASE("the index agrees with a map over random operations, and fills to its capacity") {
   constexpr std::size_t capacity = 3000;
   index_type index(capacity);

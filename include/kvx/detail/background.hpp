@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/detail/aligned_buffer.hpp>
+#include <kvx/detail/block_writer.hpp>
 #include <kvx/detail/core_state.hpp>
 #include <kvx/detail/fetcher.hpp>
 #include <kvx/detail/loader.hpp>
@@ -28,9 +29,10 @@ class background {
   using fetcher_type = fetcher<Hasher, Policies, Io>;
   using loader_type = loader<Hasher, Policies, Io, Layout, Transfer>;
   using saver_type = saver<Hasher, Policies, Io, typename Transfer::operation>;
+  using writer_type = block_writer<Hasher, Policies, Io>;
 
-  background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save)
-      : state_(state), fetch_(fetch), load_(load), save_(save) {}
+  background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save, writer_type& write)
+      : state_(state), fetch_(fetch), load_(load), save_(save), write_(write) {}
 
   /// Errors  throws unsupported: the system starts no more threads
   void start() {
@@ -72,6 +74,8 @@ class background {
   static constexpr std::chrono::microseconds copy_poll{50};
   static constexpr std::chrono::milliseconds maintenance_period{1'000};
   static constexpr std::chrono::milliseconds idle_period{1'000};
+  // A journal that cannot be written, perhaps on a full disk, is not tried again at once.
+  static constexpr std::chrono::milliseconds journal_pause{250};
 
   [[nodiscard]] bool has_storage() const noexcept {
     return std::any_of(state_.groups.begin(), state_.groups.end(), [](const auto& g) { return g->storage != nullptr; });
@@ -79,19 +83,19 @@ class background {
 
   void pump() {
     for (;;) {
-      while (save_.write_one()) {
+      while (write_.write_one()) {
       }
       std::vector<block_event> events;
       typename fetcher_type::requests more;
       {
         std::unique_lock lock(state_.mutex);
         const clock::time_point now = clock::now();
-        const bool had_writes = save_.writes_waiting();
+        const bool had_writes = write_.waiting();
         const bool saving = save_.poll_copies(now);
         // Those behind others are started when these are.
-        const bool new_writes = !had_writes && save_.writes_waiting();
+        const bool new_writes = !had_writes && write_.waiting();
         const bool copying = load_.poll(now) || saving;
-        clock::time_point wake = std::min(fetch_.expire(now), save_.expire(now));
+        clock::time_point wake = std::min(fetch_.expire(now), write_.expire(now));
         more = fetch_.admit(now);
         events.swap(state_.events);
         if (more.empty() && events.empty() && !new_writes) {
@@ -111,15 +115,19 @@ class background {
 
   void keep() {
     clock::time_point next_maintenance = clock::now();
+    clock::time_point next_flush{};  // as soon as there is something, unless the last one failed
     for (;;) {
       bool stopping = false;
       {
         std::unique_lock lock(state_.mutex);
-        state_.keeper_wanted.wait_until(lock, next_maintenance, [this] { return state_.keeper_signalled; });
+        const clock::time_point wake =
+            next_flush == clock::time_point{} ? next_maintenance : std::min(next_maintenance, next_flush);
+        state_.keeper_wanted.wait_until(lock, wake, [this] { return state_.keeper_signalled; });
         state_.keeper_signalled = false;
         stopping = state_.stopping;
       }
-      flush_journals();
+      if (stopping || clock::now() >= next_flush)
+        next_flush = flush_journals() ? clock::time_point{} : clock::now() + journal_pause;
       const clock::time_point now = clock::now();
       if (now >= next_maintenance && !stopping) {
         for (const auto& g : state_.groups)
@@ -131,7 +139,7 @@ class background {
         for (const auto& g : state_.groups)
           if (g->storage) make_room(*g);
       const std::lock_guard lock(state_.mutex);
-      if (state_.stopping && !save_.has_unlogged()) {
+      if (state_.stopping && !write_.has_unlogged()) {
         keeper_ended_ = true;
         ended_.notify_all();
         return;
@@ -139,11 +147,12 @@ class background {
     }
   }
 
-  void flush_journals() {
-    const auto written = [this] {
+  // Returns whether all went well.
+  [[nodiscard]] bool flush_journals() {
+    {
       const std::lock_guard lock(state_.mutex);
-      return save_.take_unlogged();
-    }();
+      write_.begin_logging();
+    }
     bool well = true;
     for (const auto& g : state_.groups) {
       if (!g->storage) continue;
@@ -156,8 +165,10 @@ class background {
       if (flushed) g->storage->flushed(freeing);
     }
     const std::lock_guard lock(state_.mutex);
-    save_.logged(written, well);
-    if (save_.writes_waiting()) state_.wake_pump();
+    write_.logged(well);
+    // What was freed can be allocated now.
+    if (well && write_.waiting()) state_.wake_pump();
+    return well;
   }
 
   // Many small flushes fill a journal before maintenance is due: then its checkpoint cannot wait for that.
@@ -185,7 +196,7 @@ class background {
     release_retired();
     {
       const std::lock_guard lock(state_.mutex);
-      if (!g.storage->may_grow() || (store.own_slots() == 0 && !save_.writes_waiting())) return;
+      if (!g.storage->may_grow() || (store.own_slots() == 0 && !write_.waiting())) return;
     }
     if (store.free_slots() >= std::max<std::size_t>(1, store.slots_per_extent() / 4)) return;
     bool gained = store.grow().ok();
@@ -216,7 +227,9 @@ class background {
       const auto& [group, range] = each;
       {
         const std::lock_guard lock(state_.mutex);
-        if (fetch_.uses(*group, range.first, range.count) || save_.uses(*group, range.first, range.count)) return false;
+        if (fetch_.uses(*group, range.first, range.count) || write_.uses(*group, range.first, range.count) ||
+            (probed_group_ == group && probed_place_ >= range.first && probed_place_ - range.first < range.count))
+          return false;
         // Writes that ended meanwhile put blocks there once more.
         for (std::size_t i = range.first; i < range.first + range.count; ++i)
           if (const node_id node = group->storage->node_of(static_cast<slot_index>(i)); node != no_node)
@@ -249,6 +262,8 @@ class background {
         const auto from = g->storage->store().place_for_read(static_cast<slot_index>(place));
         if (!from) continue;
         auto* read = new probe_read{this};
+        probed_group_ = g.get();
+        probed_place_ = place;
         io_request request;
         request.file = from->file;
         request.offset = from->offset;
@@ -272,6 +287,7 @@ class background {
 
   void probed(bool well) noexcept {
     const std::lock_guard lock(state_.mutex);
+    probed_group_ = nullptr;
     --state_.reads_under_way;
     if (!well)
       static_cast<void>(state_.loads_breaker.failed(clock::now()));
@@ -284,6 +300,10 @@ class background {
   fetcher_type& fetch_;
   loader_type& load_;
   saver_type& save_;
+  writer_type& write_;
+  // Where the probe under way reads.
+  const group_type* probed_group_ = nullptr;
+  std::size_t probed_place_ = 0;
   std::vector<std::pair<group_type*, store::block_store::slot_range>> retired_;
   std::thread pump_;
   std::thread keeper_;

@@ -44,8 +44,10 @@ class breaker {
     state_.store(state::half_open, std::memory_order_relaxed);
     return true;
   }
+  /// Half open, and the probe was not sent yet.
+  [[nodiscard]] bool probe_wanted() const noexcept { return now() == state::half_open && !probe_taken_; }
   /// Half open: true for the one operation that is the probe.
-  [[nodiscard]] bool takes_probe() noexcept { return now() == state::half_open && !std::exchange(probe_taken_, true); }
+  bool takes_probe() noexcept { return now() == state::half_open && !std::exchange(probe_taken_, true); }
 
  private:
   unsigned limit_;

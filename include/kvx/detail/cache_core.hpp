@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvx/detail/background.hpp>
+#include <kvx/detail/block_writer.hpp>
 #include <kvx/detail/core_state.hpp>
 #include <kvx/detail/fetcher.hpp>
 #include <kvx/detail/loader.hpp>
@@ -25,35 +26,50 @@ struct cache_core final : ticket_owner {
   cache_core(const options& configured, Layout engine_layout, std::shared_ptr<kvx::runtime<Io>> shared,
              Transfer engine_transfer)
       : runtime(shared),
+        carved(runtime->memory()),
         layout(std::move(engine_layout)),
         transfer(std::move(engine_transfer)),
         state(checked(configured), std::move(shared)),
         match(state, layout),
         fetch(state),
         load(state, layout, transfer),
-        save(state),
-        threads(state, fetch, load, save) {
+        write(state),
+        save(state, write),
+        threads(state, fetch, load, save, write) {
     state.block_tokens = layout.block_tokens();
     make_groups();
     for (const auto& g : state.groups)
       if (g->storage) recover(*g);
   }
 
-  ~cache_core() override {
-    for (const auto& part : carved) runtime->memory().give_back(part);
-  }
+  ~cache_core() override = default;
   cache_core(const cache_core&) = delete;
   cache_core& operator=(const cache_core&) = delete;
 
-  // First, so that it outlives the transfer engine, which may have registered its arena with a device.
+  /// Parts of the arena; given back when nothing uses them any more, also where the constructor throws.
+  struct carved_parts {
+    explicit carved_parts(arena& owner) noexcept : from(owner) {}
+    ~carved_parts() {
+      for (const auto& part : parts) from.give_back(part);
+    }
+    carved_parts(const carved_parts&) = delete;
+    carved_parts& operator=(const carved_parts&) = delete;
+
+    arena& from;
+    std::vector<std::span<std::byte>> parts;
+  };
+
+  // First, so that they outlive the transfer engine, which may have registered them with a device: only after it let go
+  // may another cache have them.
   const std::shared_ptr<kvx::runtime<Io>> runtime;
-  std::vector<std::span<std::byte>> carved;
+  carved_parts carved;
   const Layout layout;
   Transfer transfer;
   state_type state;
   matcher<Hasher, Policies, Io, Layout> match;
   fetcher<Hasher, Policies, Io> fetch;
   loader<Hasher, Policies, Io, Layout, Transfer> load;
+  block_writer<Hasher, Policies, Io> write;
   saver_type save;
   background<Hasher, Policies, Io, Layout, Transfer> threads;
 
@@ -156,9 +172,11 @@ struct cache_core final : ticket_owner {
         if (node == no_node || g->index.memory_busy(node) || g->index.storage_busy(node)) continue;
         const slot_index slot = g->index.memory_slot(node);
         if (slot != no_slot && g->memory.pins(slot) != 0) continue;
+        const bool stored = g->index.storage_slot(node) != no_slot;
+        if (slot == no_slot && !stored) continue;  // kept for its children alone
         if (slot != no_slot) state.drop_memory(*g, slot);
         node = g->index.find(key);
-        if (node != no_node && g->index.storage_slot(node) != no_slot) state.drop_storage(*g, node);
+        if (stored) state.drop_storage(*g, node);
         ++erased;
       }
     }
@@ -172,7 +190,8 @@ struct cache_core final : ticket_owner {
     for (;;) {
       {
         const std::lock_guard lock(state.mutex);
-        if (save.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 && !load.poll(clock::now()))
+        if (!save.copying() && write.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 &&
+            !load.poll(clock::now()))
           return true;
       }
       if (clock::now() >= until) return false;
@@ -191,6 +210,7 @@ struct cache_core final : ticket_owner {
     const bool ended = threads.stop(std::max(until, clock::now() + std::chrono::milliseconds{100}));
     const std::lock_guard lock(state.mutex);
     save.close();
+    write.close();
     const std::size_t buffers = state.reads_under_way + state.writes_under_way;
     const bool whole = ended && buffers == 0 && !load.poll(clock::now()) && !save.copying();
     if (!whole) state.runtime->count_leak(buffers, state.opts.memory_bytes);
@@ -341,7 +361,7 @@ struct cache_core final : ticket_owner {
         throw error(errc::no_space, "memory_bytes: the runtime's arena has no " +
                                         std::to_string(slots * shapes[g].stride) +
                                         " bytes left for this cache; enlarge the runtime or lower memory_bytes");
-      carved.push_back(*memory_part);
+      carved.parts.push_back(*memory_part);
       if (const status s = transfer.register_arena(*memory_part); !s.ok())
         throw error(s.code(), "memory_bytes: the transfer engine refused the arena (" +
                                   std::string(to_string(s.code())) +
@@ -360,7 +380,7 @@ struct cache_core final : ticket_owner {
     }
   }
 
-  // Parents come before their children in what a store recovers, so links are made as blocks arrive.
+  // A child's write may have ended before its parent's, and was logged before it: such links are made at the end.
   void recover(group_type& g) {
     constexpr std::size_t most_slots = std::size_t{1} << 28U;  // what a place in the index can say
     if (g.storage->capacity() >= most_slots || g.memory.capacity() >= most_slots)
@@ -374,11 +394,14 @@ struct cache_core final : ticket_owner {
       else
         io.detach(file);
     });
+    std::vector<std::pair<node_id, digest_type>> orphans;
     const status recovered = g.storage->store().recover([&](const store::recovered_block& block) {
       const digest_type key = from_block_key<digest_type>(block.key);
-      const node_id parent = g.index.find(from_block_key<digest_type>(block.parent));
+      const digest_type parent_key = from_block_key<digest_type>(block.parent);
+      const node_id parent = g.index.find(parent_key);
       const node_id node = g.index.insert(key, parent);
       if (node == no_node) return;
+      if (parent == no_node) orphans.emplace_back(node, parent_key);
       // Later records are newer, and the oldest writers' extents are reclaimed first.
       const slot_index older = g.index.storage_slot(node);
       if (older != no_slot)
@@ -388,6 +411,8 @@ struct cache_core final : ticket_owner {
       g.storage->assign(block.where, node);
       g.index.set_storage(node, block.where, false);
     });
+    for (const auto& [node, parent_key] : orphans)
+      if (const node_id parent = g.index.find(parent_key); parent != no_node) g.index.adopt(node, parent);
     if (!recovered.ok())
       throw error(recovered.code(), "root '" + state.opts.root + "' cannot be read; check its permissions and mount");
   }

@@ -264,6 +264,38 @@ struct core_state {
     complete(ticket.id(), completion::operation::prefetch, ticket.overall());
   }
 
+  /// Decides one block of a save.
+  void decide(save_state& ticket, std::size_t entry, errc code) {
+    if (ticket.decided(entry)) return;
+    switch (code) {
+      case errc::ok:
+        break;
+      case errc::timed_out:
+        metrics.save.timed_out_blocks.add();
+        break;
+      case errc::dropped:
+        metrics.save.dropped_blocks.add();
+        break;
+      case errc::refused:
+        metrics.save.refused_blocks.add();
+        break;
+      case errc::cancelled:
+        metrics.save.cancelled_blocks.add();
+        break;
+      default:
+        metrics.save.failed_blocks.add();
+        break;
+    }
+    if (!ticket.decide(entry, code)) return;
+    for (const auto& g : groups)
+      if (g->storage) g->storage->settle();
+    complete(ticket.id(), completion::operation::save, ticket.overall());
+  }
+  void drop(save_state& ticket, std::size_t entry) {
+    metrics.storage.dropped.add();
+    decide(ticket, entry, errc::dropped);
+  }
+
   /// A slot stopped being busy: tells everybody who waited for it.
   void resolve(group_type& g, slot_index slot, errc code, clock::time_point now) {
     const auto found = g.waiters.find(slot);
@@ -274,7 +306,8 @@ struct core_state {
   }
 
   /// A free memory slot, if need be by eviction; `no_slot` when everything is in use. Only for loads, blocks that
-  /// still wait to be saved are given up, and then blocks that are leased.
+  /// still wait to be saved are given up, then blocks that are leased, and then parents that storage holds as well: of
+  /// a prompt longer than memory only the tail has no children here, and that is in use.
   [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now) {
     // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
     const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
@@ -294,6 +327,11 @@ struct core_state {
       slot_index victim = evict(true, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, false);
+      if (victim == no_slot && purpose == io_class::load)
+        victim = g.memory.evict(today, [&](slot_index slot) {
+          const node_id node = g.memory.node_of(slot);
+          return g.index.storage_slot(node) == no_slot || g.index.storage_busy(node);
+        });
       if (victim == no_slot) {
         if (purpose == io_class::save) g.no_slot_before = now + no_victim_pause;
         return no_slot;

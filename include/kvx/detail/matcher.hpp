@@ -47,7 +47,7 @@ class matcher {
   /// The same over keys that are known already.
   void match(std::span<const block_key> known, const block_key& root, std::size_t prompt_tokens, plan& out,
              matching why = matching::worth_loading) const {
-    begin(root, out);
+    begin(to_block_key(from_block_key<digest_type>(root)), out);
     const std::size_t usable = std::min(usable_blocks(prompt_tokens), known.size());
     std::array<digest_type, window> keys;
     scan seen;

@@ -56,7 +56,6 @@ class block_store {
     std::size_t first = 0;
     std::size_t count = 0;
   };
-  using reclaimed = slot_range;
   using file_callback = std::function<void(int file, bool open)>;
 
   /// Opens the root, or makes it. Nothing is claimed and nothing is recovered yet.
@@ -164,7 +163,7 @@ class block_store {
   /// caller forgets what it had there. They stay unused, and files named for them stay open, until release(). Writers
   /// that live are never touched. Background; deaths are found by maintain().
   /// Errors  miss: there is none to be had; io_failed: errno of the system
-  result<reclaimed> reclaim_dead() {
+  result<slot_range> reclaim_dead() {
     status outcome = errc::miss;
     for (const reclaim_candidate& each : reclaim_candidates(peers_, table_)) {
       const auto removed = remove_extent(access_, peers_, each);

@@ -23,8 +23,9 @@ namespace kvx {
 /// Anonymous, backed by 2 MiB pages where the kernel has them (a read costs five times less CPU than with
 /// 4 KiB pages). The kernel gives a page when it is first used: a short process pays for what it uses, and opening
 /// does not wait for it. What has to be pinned is touched by whoever pins it.
-/// Thread  carve: any
-/// Errors  the constructor throws `no_space` with the size asked for
+/// Where there is less memory than was asked for, its first use ends the process, as with any memory.
+/// Thread  carve, give_back: any
+/// Errors  the constructor throws `no_space` where the size cannot be mapped
 /// Cost    microseconds; about 0.1 s per GiB at first use
 class arena {
  public:
@@ -47,19 +48,24 @@ class arena {
   arena(const arena&) = delete;
   arena& operator=(const arena&) = delete;
 
-  /// A part of the arena that nobody else has, until the arena dies.
+  /// A part of the arena that nobody else has until it is given back. All of it is zero.
   /// Errors  no_space
   [[nodiscard]] result<std::span<std::byte>> carve(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     const std::size_t rounded = round_up(bytes);
-    const auto reused = std::find_if(returned_.begin(), returned_.end(),
-                                     [&](const auto& part) { return rounded >= bytes && part.size() >= rounded; });
+    if (rounded < bytes) return errc::no_space;
+    const auto reused =
+        std::find_if(returned_.begin(), returned_.end(), [&](const auto& part) { return part.size() >= rounded; });
     if (reused != returned_.end()) {
-      const std::span<std::byte> part = *reused;
-      returned_.erase(reused);
+      const std::span<std::byte> part = reused->first(rounded);
+      *reused = reused->subspan(rounded);
+      if (reused->empty()) returned_.erase(reused);
+      // What slots are padded with goes to storage: no earlier owner's bytes may. Giving the pages back to the kernel
+      // instead would pull them from under a device or a ring that pinned them.
+      std::memset(part.data(), 0, part.size());
       return part;
     }
-    if (rounded < bytes || rounded > size_ - used_) return errc::no_space;
+    if (rounded > size_ - used_) return errc::no_space;
     const std::span<std::byte> part(base_ + used_, rounded);
     used_ += rounded;
     return part;
@@ -67,8 +73,18 @@ class arena {
 
   /// Ends the ownership of a part, for caches that come and go on one runtime.
   void give_back(std::span<std::byte> part) {
+    if (part.empty()) return;
     const std::lock_guard lock(mutex_);
-    returned_.push_back(part);
+    const auto behind = std::find_if(returned_.begin(), returned_.end(),
+                                     [&](const auto& other) { return other.data() > part.data(); });
+    const auto added = returned_.insert(behind, part);
+    const auto join = [this](auto left, auto right) {
+      if (left->data() + left->size() != right->data()) return;
+      *left = {left->data(), left->size() + right->size()};
+      returned_.erase(right);
+    };
+    if (added + 1 != returned_.end()) join(added, added + 1);
+    if (added != returned_.begin()) join(added - 1, added);
   }
 
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {base_, size_}; }
@@ -82,7 +98,7 @@ class arena {
   std::byte* base_ = nullptr;
   std::mutex mutex_;
   std::size_t used_ = 0;
-  std::vector<std::span<std::byte>> returned_;
+  std::vector<std::span<std::byte>> returned_;  // by address, neighbours joined
 };
 
 }  // namespace kvx

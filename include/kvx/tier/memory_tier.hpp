@@ -46,6 +46,8 @@ class memory_tier {
     return slot;
   }
   void assign(slot_index slot, node_id node) noexcept { slots_[slot].node = node; }
+  /// Changes whenever a slot is given back: who remembers it knows whether the slot still holds what it held.
+  [[nodiscard]] std::uint32_t fills(slot_index slot) const noexcept { return slots_[slot].fills; }
 
   /// The slot holds a verified block and may be evicted from now on.
   void publish(const eviction_entry& entry) { evictable_.add(entry); }
@@ -62,7 +64,7 @@ class memory_tier {
   /// Gives a slot back; one that was published leaves the policy.
   void release(slot_index slot) {
     evictable_.remove(slot);
-    slots_[slot] = {};
+    slots_[slot] = {.fills = slots_[slot].fills + 1};
     free_.push_back(slot);
   }
 
@@ -89,6 +91,7 @@ class memory_tier {
     node_id node = no_node;
     std::uint32_t pins = 0;
     bool dirty = false;
+    std::uint32_t fills = 0;
   };
 
   std::byte* base_;
