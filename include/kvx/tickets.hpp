@@ -296,7 +296,7 @@ class save_ticket {
   [[nodiscard]] bool source_released() const noexcept {
     return !state_ || state_->source_released.load(std::memory_order_acquire);
   }
-  /// Every block is in the lowest tier there is, was there before, or was given up.
+  /// Every block is in the lowest tier there is, was there before or on its way there by another save, or was given up.
   [[nodiscard]] bool stored() const noexcept { return !state_ || state_->finished(); }
   /// ok: all are stored; else the first reason. Meaningful once stored().
   [[nodiscard]] status outcome() const noexcept {

@@ -50,12 +50,18 @@ TEST_CASE(
   CHECK(std::chrono::steady_clock::now() - started < 2s);
   CHECK(shared->leaked_buffers() == 2);
   CHECK(shared->leaked_bytes() == with.memory_bytes);
-  kvx::options next = with;
-  suite::cache_type cache(next, engine.layout(), shared);
+  suite::cache_type cache(with, engine.layout(), shared);
   CHECK(cache.stats().leaked_buffers == 2);
-  // The late bytes arrive in memory that nobody else was given.
   control->disarm();
-  control->release_all();
-  auto pre = cache.prefetch(cache.match(tokens));
+  const kvx::plan plan = cache.match(tokens);
+  REQUIRE(plan.blocks() == 6);
+  const auto pre = cache.prefetch(plan);
   REQUIRE(pre.wait_for(5s));
+  REQUIRE(pre.ready_blocks() == 6);
+  // The late bytes arrive in memory that nobody else was given: what is there proves so when it is loaded.
+  control->release_all();
+  while (control->withheld() != 0 || shared->io().in_flight_bytes() != 0) std::this_thread::sleep_for(1ms);
+  for (kvx::block_id page = 8; page < 14; ++page) engine.poison(page);
+  cache.load(plan, kvx_test::pages_from(8, 6)).wait();
+  for (std::size_t b = 0; b < 6; ++b) CHECK(engine.holds(static_cast<kvx::block_id>(8 + b), plan.keys[b]));
 }
