@@ -82,6 +82,14 @@ class raw_file {
     spread(threads, buffer_.size() / piece,
            [&](std::size_t i) { whole(read, file_, buffer_.data() + i * piece, piece, first + i * piece); });
   }
+  /// The same from `source`, copied on the way as a save is.
+  void copy_and_write(std::span<const std::byte> source, std::size_t threads, std::size_t piece) {
+    const std::size_t first = next_[false]++ % batches_ * buffer_.size();
+    spread(threads, buffer_.size() / piece, [&](std::size_t i) {
+      std::memcpy(buffer_.data() + i * piece, source.data() + i * piece, piece);
+      whole(false, file_, buffer_.data() + i * piece, piece, first + i * piece);
+    });
+  }
 
  private:
   std::span<std::byte> buffer_;
@@ -122,8 +130,8 @@ class cached {
   static constexpr std::uint32_t block_tokens = 16;
   // Enough that a prompt has long left memory when its turn comes.
   static constexpr std::size_t prompts = 8;
-  // What storage holds, and the free places it keeps.
-  static constexpr std::size_t batches = prompts + 2;
+  // What storage holds: more, so that a prompt is loaded long before its places are needed.
+  static constexpr std::size_t batches = prompts + 6;
 
   cached(const settings& with, const std::string& root) : with_(with) {
     constexpr std::size_t fragment_bytes = 32U << 10U;
@@ -186,7 +194,8 @@ class cached {
       if (plan.where(b) != kvx::tier::storage) std::fprintf(stderr, "storage_bench: block %zu is not cold\n", b);
     const auto pre = cache_->prefetch(std::move(plan));
     if (!pre.wait_for(600s) || !pre.outcome().ok() || pre.ready_blocks() != blocks_)
-      std::fprintf(stderr, "storage_bench: a load failed after %zu blocks\n", pre.ready_blocks());
+      std::fprintf(stderr, "storage_bench: a load ended after %zu of %zu blocks: %s\n", pre.ready_blocks(), blocks_,
+                   std::string(to_string(pre.outcome().code())).c_str());
     chains_.erase(chains_.begin());
   }
   [[nodiscard]] kvx::metrics_snapshot stats() const { return cache_->stats(); }
@@ -252,7 +261,7 @@ way best_way(raw_file& file, bool read, double bytes) {
 int main(int argc, char** argv) {
   settings with;
   CLI::App app{"Storage load and save through the cache, against a raw loop and one file per block"};
-  app.add_option("--dir", with.directory, "where to write; about two dozen batches of space");
+  app.add_option("--dir", with.directory, "where to write; about three dozen batches of space");
   app.add_option("--block-mib", with.block_mib);
   app.add_option("--batch-mib", with.batch_mib, "bytes per measurement");
   app.add_option("--rounds", with.rounds);
@@ -266,6 +275,7 @@ int main(int argc, char** argv) {
     const std::size_t bytes = with.batch_mib * mib / (4 * mib) * (4 * mib);
     const std::span<std::byte> buffer = memory(bytes);
     raw_file raw(directory + "/raw", buffer, cached::batches);
+    const std::span<std::byte> pages = memory(bytes);
     file_per_block files(directory + "/files", buffer.first(bytes / (with.block_mib * mib) * (with.block_mib * mib)),
                          with.block_mib * mib);
     cached cache(with, directory + "/root");
@@ -277,7 +287,7 @@ int main(int argc, char** argv) {
     const way reading = best_way(raw, true, raw_bytes);
     const way writing = best_way(raw, false, raw_bytes);
 
-    series raw_read, raw_write, kvx_read, kvx_write, file_read, file_write;
+    series raw_read, raw_write, copied_write, kvx_read, kvx_write, file_read, file_write;
     std::vector<double> verify_ms, load_apart, xxh3_ms;
     for (std::size_t round = 0; round < with.rounds; ++round) {
       raw_read.add(raw_bytes, timed([&] { raw.move(true, reading.threads, reading.piece); }));
@@ -298,6 +308,7 @@ int main(int argc, char** argv) {
       xxh3_ms.push_back(1e3 * hash.seconds / (raw_bytes / (1024.0 * mib)));
       file_read.add(file_bytes, timed([&] { files.move(true, reading.threads); }));
       raw_write.add(raw_bytes, timed([&] { raw.move(false, writing.threads, writing.piece); }));
+      copied_write.add(raw_bytes, timed([&] { raw.copy_and_write(pages, writing.threads, writing.piece); }));
       kvx_write.add(cache.batch_bytes(), timed([&] { cache.save(); }));
       file_write.add(file_bytes, timed([&] { files.move(false, writing.threads); }));
     }
@@ -315,6 +326,7 @@ int main(int argc, char** argv) {
     std::printf("save, from engine pages until stored (raw: %zu threads, %zu KiB)\n", writing.threads,
                 writing.piece / 1024);
     print("raw loop", raw_write, raw_write);
+    print("raw loop that copies", copied_write, raw_write);
     print("kvx, copied and sealed", kvx_write, raw_write);
     print("one file per block", file_write, raw_write);
     std::printf("  goal >= 0.95 of raw: %s; ahead of a file per block: %s\n",

@@ -34,6 +34,7 @@ class slot_lists {
 
   /// Precondition: `slot` is in a list.
   void remove(slot_index slot) noexcept {
+    if (slot == next_try_) next_try_ = newer(slot);
     const link from = at(slot);
     at(from.older).newer = from.newer;
     at(from.newer).older = from.older;
@@ -58,19 +59,29 @@ class slot_lists {
     push_newest(list, slot);
   }
 
-  /// Takes out the first of the `tries` oldest slots that is not pinned; pinned ones become the newest.
+  /// Looks at the oldest slot and, from where it stopped the last time, at some others, and takes out the first one
+  /// that is not pinned. For one of the lists.
   template <class Pinned>
   [[nodiscard]] slot_index take_unpinned(std::size_t list, std::size_t tries, Pinned& pinned) {
-    for (; tries != 0; --tries) {
-      const slot_index slot = oldest(list);
-      if (slot == no_slot) return no_slot;
+    slot_index slot = oldest(list);
+    for (; slot != no_slot && tries != 0; --tries) {
       if (!pinned(slot)) {
         remove(slot);
         return slot;
       }
-      move_to_newest(list, slot);
+      if (next_try_ == no_slot) next_try_ = oldest(list);
+      slot = std::exchange(next_try_, newer(next_try_));
     }
     return no_slot;
+  }
+  /// Takes out the oldest slot that is not pinned.
+  /// Cost    O(slots that are pinned and older)
+  template <class Pinned>
+  [[nodiscard]] slot_index take_oldest_unpinned(std::size_t list, Pinned& pinned) {
+    slot_index slot = oldest(list);
+    while (slot != no_slot && pinned(slot)) slot = newer(slot);
+    if (slot != no_slot) remove(slot);
+    return slot;
   }
 
  private:
@@ -85,6 +96,7 @@ class slot_lists {
 
   std::vector<link> links_;
   std::size_t slots_;
+  slot_index next_try_ = no_slot;  // of take_unpinned(); no_slot: from the oldest on
 };
 
 /// How many parked slots an eviction looks at again before it takes a younger one.
@@ -92,10 +104,10 @@ inline constexpr std::size_t parked_tries = 4;
 
 /// A queue of slots, oldest first, that sets pinned ones aside in their order.
 ///
-/// A pinned slot that reaches the old end is parked, once. Parked slots are older than all others, so every
-/// eviction first looks at the next few of them, in turn: a parent is given up soon after its last child, without
-/// looking at all parents each time. When nothing else is left, all of them are looked at.
-/// Cost    evict: amortised O(1) while something in the queue may be evicted, else O(parked)
+/// A pinned slot that reaches the old end is parked, once, and keeps its place among the parked. They are older than
+/// all others, so every eviction first looks at the oldest of them and at the next few, in turn: a parent is given up
+/// soon after its last child, without looking at all parents each time. When nothing else is left, all of them are
+/// looked at. Cost    evict: amortised O(1) while something in the queue may be evicted, else O(parked)
 class parking_queue {
  public:
   explicit parking_queue(std::size_t slots) : lists_(slots, 2) {}
@@ -122,7 +134,7 @@ class parking_queue {
         slot = next;
       }
     }
-    if (slot == no_slot) slot = lists_.take_unpinned(parked, size_, pinned);
+    if (slot == no_slot) slot = lists_.take_oldest_unpinned(parked, pinned);
     if (slot != no_slot) --size_;
     return slot;
   }

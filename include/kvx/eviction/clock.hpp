@@ -57,7 +57,7 @@ class clock {
         slot = next;
       }
     }
-    if (slot == no_slot) slot = lists_.take_unpinned(aside, size_, pinned);
+    if (slot == no_slot) slot = lists_.take_oldest_unpinned(aside, pinned);
     if (slot != no_slot) --size_;
     return slot;
   }

@@ -60,7 +60,7 @@ class gdsf {
     while (slot == no_slot) {
       const std::size_t level = least();
       if (level == levels) {
-        slot = lists_.take_unpinned(parked, size_, pinned);
+        slot = lists_.take_oldest_unpinned(parked, pinned);
         break;
       }
       const slot_index next = lists_.oldest(level);

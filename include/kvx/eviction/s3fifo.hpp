@@ -70,7 +70,7 @@ class s3fifo {
       } else if (in_main != no_slot) {
         slot = leave_main(in_main, pinned);
       } else {
-        slot = lists_.take_unpinned(parked, size_, pinned);
+        slot = lists_.take_oldest_unpinned(parked, pinned);
         break;
       }
     }

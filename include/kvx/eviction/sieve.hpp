@@ -54,7 +54,7 @@ class sieve {
     while (slot == no_slot) {
       const slot_index at = hand_ != no_slot ? hand_ : lists_.oldest(queue);
       if (at == no_slot) {
-        slot = lists_.take_unpinned(aside, size_, pinned);
+        slot = lists_.take_oldest_unpinned(aside, pinned);
         break;
       }
       if (states_[at] == used) {

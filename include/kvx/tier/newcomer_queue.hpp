@@ -19,7 +19,7 @@ namespace kvx {
 ///
 /// Blocks arrive front first, one by one, as copies and reads end; policies want a prompt's deepest block first,
 /// so that its prefix stays longest. So newcomers wait until their operation is finished, or until nothing else
-/// is left to evict, and then go to the policy in reverse.
+/// is left to evict, and then go to the policy deepest first.
 /// Thread  one caller at a time
 /// Cost    one byte per slot beside the policy's own
 template <eviction_policy Policy>
@@ -35,7 +35,10 @@ class newcomer_queue {
   /// Hands the newcomers to the policy.
   void settle() {
     if (newcomers_.empty()) return;
+    // Copies and reads end in an order of their own. What is nearly in order is sorted in next to no time.
     std::reverse(newcomers_.begin(), newcomers_.end());
+    std::stable_sort(newcomers_.begin(), newcomers_.end(),
+                     [](const eviction_entry& a, const eviction_entry& b) { return a.past_tokens > b.past_tokens; });
     for (const eviction_entry& e : newcomers_) places_[e.slot] = place::held;
     policy_.insert(newcomers_);
     newcomers_.clear();
