@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The part of the CUDA runtime that cuda_transfer uses, on the CPU: streams whose work runs late and in any order that
-// streams and events allow (deferred_core), so that a missing wait shows without a GPU. Each thread has a current device
-// and a capture mode: calls start a context on the device that is current, are refused where what they are given is
-// another device's, and break a capture of another thread's unless they are made in relaxed mode. Include it in one
+// streams and events allow (deferred_core), so that a missing wait shows without a GPU. Each thread has a current
+// device and a capture mode: calls start a context on the device that is current, are refused where what they are given
+// is another device's, and break a capture of another thread's unless they are made in relaxed mode. Include it in one
 // file of a program: it defines the runtime's functions, which then take the place of the library's.
 #pragma once
 
@@ -338,8 +338,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const auto& asked = *reinterpret_cast<fake_cuda::event*>(event);
   if (const cudaError_t e = fake_cuda::instance().called(asked.device); e != cudaSuccess) return e;
   const auto last = asked.last;
-  fake_cuda::instance().core().wait(
-      [&] { return last == nullptr || last->fired || fake_cuda::instance().broken(); });
+  fake_cuda::instance().core().wait([&] { return last == nullptr || last->fired || fake_cuda::instance().broken(); });
   return fake_cuda::instance().broken() ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
