@@ -84,6 +84,7 @@ bool compare(const options& o, model m, const tokenizer& words, const std::vecto
   result.runs.push_back(run("save", result.chunk_tokens, &settings, false));
   if (!cache->wait_for(patience)->drain(patience))
     throw std::runtime_error("storage in '" + directory.path() + "' did not take the blocks in five minutes");
+  tell_what_was_not_saved(cache->get()->stats(), directory.path());
   result.runs.push_back(run("memory", result.chunk_tokens, nullptr, true));
   cache.reset();
 

@@ -71,6 +71,7 @@ kvx::options options_for(const cache_settings& settings, const kv_identity& iden
   o.memory_bytes = settings.memory_bytes;
   o.storage_bytes = settings.storage_bytes;
   o.load_deadline = settings.load_deadline;
+  o.save_deadline = settings.save_deadline;
   if (settings.io_threads != 0) o.io.threads = settings.io_threads;
   o.drain_deadline = std::chrono::milliseconds{2000};
   o.prompts_trusted = true;  // the prompts are the user's own, and so is the directory

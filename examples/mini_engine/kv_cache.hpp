@@ -36,7 +36,7 @@ struct cache_settings {
   std::uint64_t storage_bytes = std::uint64_t{16} << 30;
   io_kind io = io_kind::automatic;
   unsigned io_threads = 0;  // 0: kvx's default, or for a GPU what the file system is worth
-  std::chrono::milliseconds load_deadline{2000};
+  std::chrono::milliseconds load_deadline{2000}, save_deadline{30'000};
 };
 
 /// The engine's pages, described for kvx: per layer an array of keys and one of values, a page as one block.

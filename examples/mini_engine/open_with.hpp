@@ -29,6 +29,8 @@ kvx::any_cache<typename Transfer::stream_type> open_on(const kvx::options& optio
                                                        Transfer transfer,
                                                        const std::function<void()>& memory_is_there) {
   auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
+  // The memory is given when it is first used, and pinning uses it. The cache finds it pinned, or says why it is not.
+  static_cast<void>(transfer.register_arena(runtime->memory().bytes()));
   memory_is_there();
   using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, Transfer>;
   return kvx::any_cache<typename Transfer::stream_type>(

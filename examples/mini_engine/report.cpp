@@ -92,6 +92,17 @@ void print_table(const report& from) {
   std::printf("identical: %s\n", from.identical() ? "true" : "false");
 }
 
+void tell_what_was_not_saved(const kvx::metrics_snapshot& stats, const std::string& directory) {
+  const auto& save = stats.save;
+  if (save.dropped_blocks + save.timed_out_blocks + save.failed_blocks == 0) return;
+  std::fprintf(stderr,
+               "mini_engine: storage in '%s' did not take all blocks: %llu dropped, %llu too late, %llu failed; only "
+               "part of the prompt will come from it\n",
+               directory.c_str(), static_cast<unsigned long long>(save.dropped_blocks),
+               static_cast<unsigned long long>(save.timed_out_blocks),
+               static_cast<unsigned long long>(save.failed_blocks));
+}
+
 chat_report::turn chat_report::total() const {
   turn sum;
   for (const turn& t : turns) {

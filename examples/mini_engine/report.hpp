@@ -25,7 +25,7 @@ struct report {
 
   const single_run& first() const { return runs.front(); }
   const single_run& last() const { return runs.back(); }
-  bool identical(const single_run& run) const { return run.result == first().result; }
+  bool identical(const single_run& run) const { return run.result == (run.expected ? *run.expected : first().result); }
   bool identical() const;
   double reduction(const single_run& run) const { return 1 - run.ttft_seconds / first().ttft_seconds; }
   double prefill_share() const { return plain_product_flops > 0 ? prefill_flops / plain_product_flops : 0; }
@@ -36,6 +36,9 @@ void write_json(const report& from, const std::string& path);
 
 /// One line per run, and what the prefill it is compared with is worth.
 void print_table(const report& from);
+
+/// Says in one line on standard error if blocks were given up: what comes after finds only part of the prompt.
+void tell_what_was_not_saved(const kvx::metrics_snapshot& stats, const std::string& directory);
 
 /// What --chat tells, turn by turn.
 struct chat_report {

@@ -32,6 +32,9 @@ struct request {
   std::function<bool(token_id)> ends = [](token_id) { return false; };
   std::size_t chunk_end =
       0;  // a chunk of the prompt ends here, so that other runs can start here; 0: where chunks happen to end
+  // Computed that far, the prompt goes on from here anew, as behind a hit; 0: no. It is within the prompt, and nothing
+  // is cached meanwhile.
+  std::size_t restart_at = 0;
 
   // Called while the request is served; may be empty.
   std::function<void(token_id)> on_token;

@@ -236,6 +236,7 @@ void basic_server<Engine, Stream>::account(flight& f, std::size_t tokens, const 
   // The token goes out first: saving costs time that nobody should wait for.
   const bool decoded = !f.in_prefill();
   f.computed += tokens;
+  if (of.restart_at != 0 && f.computed >= of.restart_at) f.computed = std::exchange(of.restart_at, 0);
   if (!f.in_prefill()) {
     const std::span<const float> row(logits, engine_.config().vocabulary);
     const token_id next = of.choose.sample(row);

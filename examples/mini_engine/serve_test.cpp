@@ -26,6 +26,7 @@
 
 #include "engine.hpp"
 #include "kv_cache.hpp"
+#include "report.hpp"
 #include "serve.hpp"
 #include "single_run.hpp"
 #include "tokenizer.hpp"
@@ -121,6 +122,51 @@ TEST_CASE("from storage the engine computes the same, to the last bit") {
   const single_run again = f.serve(cache, true);
   CHECK(again.cached_tokens == warm.cached_tokens);
   CHECK(again.result == cold.result);
+}
+
+TEST_CASE("a hit of part of the prompt is held against a run with the same cuts, and a wrong block in it is noticed") {
+  fixture f;
+  cache_settings settings = f.settings;
+  settings.directory.clear();
+  settings.memory_bytes = memory_for(prompt_tokens / 2, f.e.weights.config, f.e.kv);
+  std::optional<opening_cache> none, cache;
+  report held;
+  held.runs.push_back(f.serve_cold());
+  const auto serve = [&](std::optional<std::pair<std::size_t, std::size_t>> swapped) {
+    request r = fixture::ask();
+    return run_alone("test", f.e, r, cache, &settings, {chunk, true, swapped});
+  };
+  serve(std::nullopt);
+  REQUIRE(cache->get()->drain(30s));
+  held.runs.push_back(serve(std::nullopt));
+  const std::size_t cached = held.last().cached_tokens;
+  REQUIRE(cached > 3 * 16);
+  REQUIRE(cached < (prompt_tokens - 1) / 16 * 16);
+
+  request again = fixture::ask();
+  again.restart_at = cached;
+  server alone(f.e.compute, f.e.cost, nullptr, chunk);
+  single_run reference;
+  collect(
+      alone, again, 16, {chunk, true, std::nullopt},
+      [&](const std::vector<page_id>&, std::size_t) { return std::vector<std::uint64_t>{}; }, [](page_id, page_id) {},
+      reference);
+  // Up to the end of the chunk that the hit ends in, and from the hit's end on once more.
+  CHECK(alone.figures().prefilled_tokens == (cached + chunk - 1) / chunk * chunk + prompt_tokens - cached);
+
+  again = fixture::ask();
+  again.restart_at = cached;
+  reference = run_alone("reference", f.e, again, none, nullptr, {chunk, true, std::nullopt});
+  held.runs.push_back(serve(std::pair<std::size_t, std::size_t>{1, 3}));
+  for (std::size_t i : {std::size_t{1}, std::size_t{2}}) {
+    CHECK(held.runs[i].cached_tokens == cached);
+    held.runs[i].expected = reference.result;
+  }
+  CHECK(held.identical(held.runs[1]));
+  CHECK_FALSE(held.identical(held.runs[2]));
+  // It is the reference that counts.
+  held.runs[1].expected->logits.back() ^= 1;
+  CHECK_FALSE(held.identical(held.runs[1]));
 }
 
 TEST_CASE("storage that crawls costs no more than computing") {

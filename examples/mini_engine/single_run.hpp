@@ -36,6 +36,7 @@ struct single_run {
   std::uint64_t loaded_bytes = 0;
   evidence result;
   std::vector<std::pair<std::string, double>> more;  // further figures, by their name in the JSON
+  std::optional<evidence> expected;                  // of the same cuts, where they are not the first run's
 
   double bytes_per_second() const { return loaded_bytes == 0 ? 0 : static_cast<double>(loaded_bytes) / load_seconds; }
 };

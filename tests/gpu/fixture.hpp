@@ -73,6 +73,7 @@ class cuda_fixture {
 
   static kvx::cuda_transfer_options options() {
     kvx::cuda_transfer_options with;
+    check(cudaGetDevice(&with.device));
     with.kernels = kernels();
     with.load_costs = with.save_costs = kvx::cuda_costs{};
     with.piece_bytes = 4096;  // so that copies of few bytes change streams

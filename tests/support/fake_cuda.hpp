@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The part of the CUDA runtime that cuda_transfer uses, on the CPU: streams whose work runs late and in any order that
-// streams and events allow (deferred_core), so that a missing wait shows without a GPU. Include it in one file of a
-// program: it defines the runtime's functions, which then take the place of the library's.
+// streams and events allow (deferred_core), so that a missing wait shows without a GPU. Each thread has a current
+// device and a capture mode: calls start a context on the device that is current, are refused where what they are given
+// is another device's, and break a capture of another thread's unless they are made in relaxed mode. Include it in one
+// file of a program: it defines the runtime's functions, which then take the place of the library's.
 #pragma once
 
 #include <kvx/detail/deferred_core.hpp>
 #include <kvx/transfer/cuda/kernels.hpp>
 
 #include <cuda_runtime_api.h>
+#include <sys/mman.h>
 
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -23,9 +28,11 @@
 
 namespace kvx_test {
 
-/// The device. Faults are numbers of calls from now on: 1 is the next.
+/// The devices. Faults are numbers of calls from now on: 1 is the next.
 class fake_cuda {
  public:
+  static constexpr int devices = 2;
+
   static fake_cuda& instance() {
     static fake_cuda device;
     return device;
@@ -51,18 +58,74 @@ class fake_cuda {
     const std::lock_guard lock(mutex_);
     return made_;
   }
+  /// Bytes of the device and of pinned memory that were not given back.
+  [[nodiscard]] std::size_t allocated() {
+    const std::lock_guard lock(mutex_);
+    std::size_t sum = 0;
+    for (const auto& [at, size] : memory_) sum += size;
+    return sum;
+  }
+  /// The n-th allocation of device or pinned memory finds none.
+  void refuse_allocation(std::uint64_t n) { refuse_allocation_in_ = n; }
+
+  /// Whether anything was started on a device; forgotten on request, as if the process began anew.
+  [[nodiscard]] bool has_context(int device) { return contexts_.at(static_cast<std::size_t>(device)); }
+  void forget_contexts() {
+    for (std::atomic<bool>& each : contexts_) each = false;
+  }
+  /// From here on the calling thread captures in global mode, until it ends that; whether the capture came through.
+  void begin_capture() {
+    capturing_ = true;
+    broken_capture_ = false;
+  }
+  [[nodiscard]] bool end_capture() {
+    capturing_ = false;
+    return !broken_capture_;
+  }
 
   // What follows is called by the runtime's functions.
 
   struct event {
     std::shared_ptr<kvx::detail::deferred_event> last;
+    int device = 0;
   };
+  /// Each thread has its own.
+  static int& current_device() {
+    thread_local int device = 0;
+    return device;
+  }
+  static cudaStreamCaptureMode& mode() {
+    thread_local cudaStreamCaptureMode now = cudaStreamCaptureModeGlobal;
+    return now;
+  }
+  /// A call was made that starts a context where there is none.
+  void starts_context() { contexts_.at(static_cast<std::size_t>(current_device())) = true; }
+  /// A call was made that a capture does not bear, for something of a device's, or of any's (-1).
+  cudaError_t called(int device = -1) {
+    starts_context();
+    if (capturing_ && mode() != cudaStreamCaptureModeRelaxed) {
+      broken_capture_ = true;
+      return cudaErrorStreamCaptureUnsupported;
+    }
+    return device >= 0 && device != current_device() ? cudaErrorInvalidResourceHandle : cudaSuccess;
+  }
+  cudaStream_t create_stream() {
+    auto* const made = core_->create_queue();
+    const std::lock_guard lock(mutex_);
+    device_of_[made] = current_device();
+    return reinterpret_cast<cudaStream_t>(made);
+  }
+  int device_of(cudaStream_t stream) {
+    const std::lock_guard lock(mutex_);
+    return device_of_.at(&queue(stream));
+  }
 
   kvx::detail::deferred_core& core() { return *core_; }
   static kvx::detail::deferred_queue& queue(cudaStream_t stream) {
     return *reinterpret_cast<kvx::detail::deferred_queue*>(stream);
   }
   cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
+    if (const cudaError_t e = called(device_of(stream)); e != cudaSuccess) return e;
     if (broken_) return cudaErrorLaunchFailure;
     if (refuse_in_ > 0 && --refuse_in_ == 0) return cudaErrorUnknown;
     kvx::detail::deferred_item item;
@@ -75,6 +138,7 @@ class fake_cuda {
   [[nodiscard]] bool broken() const { return broken_; }
   [[nodiscard]] bool refuses_pinning() const { return refuses_pinning_; }
 
+  [[nodiscard]] bool refuses_allocation() { return refuse_allocation_in_ > 0 && --refuse_allocation_in_ == 0; }
   void* allocate(std::size_t size) {
     void* const at = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
     const std::lock_guard lock(mutex_);
@@ -104,6 +168,7 @@ class fake_cuda {
   cudaError_t pin(void* at, std::size_t size) {
     const std::lock_guard lock(mutex_);
     if (refuses_pinning_) return cudaErrorMemoryAllocation;
+    if (::msync(at, size, MS_ASYNC) != 0) return cudaErrorInvalidValue;  // not all of it is mapped
     return pinned_.emplace(at, size).second ? cudaSuccess : cudaErrorHostMemoryAlreadyRegistered;
   }
   cudaError_t unpin(void* at) {
@@ -132,7 +197,12 @@ class fake_cuda {
   std::mutex mutex_;
   std::map<std::byte*, std::size_t> memory_;
   std::map<void*, std::size_t> pinned_;
+  std::map<const kvx::detail::deferred_queue*, int> device_of_;
   std::size_t made_ = 0;
+  std::array<std::atomic<bool>, devices> contexts_{};
+  std::atomic<bool> capturing_{false};
+  std::atomic<bool> broken_capture_{false};
+  std::atomic<std::uint64_t> refuse_allocation_in_{0};
   std::atomic<std::uint64_t> refuse_in_{0};
   std::atomic<bool> broken_{false};
   std::atomic<bool> refuses_pinning_{false};
@@ -148,19 +218,43 @@ inline void fake_copy_pieces(const kvx::cuda_copy* copies, std::uint32_t count) 
 
 using kvx_test::fake_cuda;
 
+// What the driver answers to cuDevicePrimaryCtxGetState.
+inline int fake_context_state(int device, unsigned* flags, int* active) {
+  *flags = 0;
+  *active = fake_cuda::instance().has_context(device) ? 1 : 0;
+  return 0;
+}
+
 extern "C" {
 
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  fake_cuda::instance().starts_context();
+  std::swap(*mode, fake_cuda::mode());
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) {
+  *device = fake_cuda::current_device();
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= fake_cuda::devices) return cudaErrorInvalidDevice;
+  fake_cuda::current_device() = device;
+  fake_cuda::instance().starts_context();
+  return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** to, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+  fake_cuda::instance().starts_context();
+  const bool known = std::strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0;
+  *to = known ? reinterpret_cast<void*>(&fake_context_state) : nullptr;
+  *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the fake device"; }
 const char* cudaGetErrorName(cudaError_t) { return "fake"; }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = fake_cuda::devices;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* to, int) {
@@ -175,26 +269,34 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
   *lowest = *highest = 0;
-  return cudaSuccess;
+  return fake_cuda::instance().called();
 }
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return fake_cuda::instance().called(); }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* to, unsigned, int) {
-  *to = reinterpret_cast<cudaStream_t>(fake_cuda::instance().core().create_queue());
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
+  *to = fake_cuda::instance().create_stream();
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* to, unsigned) { return cudaStreamCreateWithPriority(to, 0, 0); }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t) { return fake_cuda::instance().called(); }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t e = fake_cuda::instance().called(fake_cuda::instance().device_of(stream)); e != cudaSuccess) {
+    return e;
+  }
   auto& queue = fake_cuda::queue(stream);
   fake_cuda::instance().core().wait([&] { return queue.items.empty(); });
   return fake_cuda::instance().broken() ? cudaErrorLaunchFailure : cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* to) {
   *to = cudaStreamCaptureStatusNone;
+  fake_cuda::instance().starts_context();
   return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (const cudaError_t e = fake_cuda::instance().called(fake_cuda::instance().device_of(stream)); e != cudaSuccess) {
+    return e;
+  }
   const auto& last = reinterpret_cast<fake_cuda::event*>(event)->last;
   if (last == nullptr) return cudaSuccess;
   kvx::detail::deferred_item item;
@@ -204,49 +306,68 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* to, unsigned) {
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
   fake_cuda::instance().count_allocation();
-  *to = reinterpret_cast<cudaEvent_t>(new fake_cuda::event);
+  *to = reinterpret_cast<cudaEvent_t>(new fake_cuda::event{nullptr, fake_cuda::current_device()});
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete reinterpret_cast<fake_cuda::event*>(event);
-  return cudaSuccess;
+  return fake_cuda::instance().called();
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const int device = fake_cuda::instance().device_of(stream);
+  if (const cudaError_t e = fake_cuda::instance().called(device); e != cudaSuccess) return e;
+  if (device != reinterpret_cast<fake_cuda::event*>(event)->device) return cudaErrorInvalidResourceHandle;
   kvx::detail::deferred_item item;
   item.work = [] {};
   item.fires = reinterpret_cast<fake_cuda::event*>(event)->last = std::make_shared<kvx::detail::deferred_event>();
   fake_cuda::instance().core().submit(fake_cuda::queue(stream), std::move(item));
   return cudaSuccess;
 }
+// An event that was never recorded has nothing to wait for.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const auto& asked = *reinterpret_cast<fake_cuda::event*>(event);
+  if (const cudaError_t e = fake_cuda::instance().called(asked.device); e != cudaSuccess) return e;
   auto& core = fake_cuda::instance().core();
   const std::lock_guard lock(core.mutex);
   if (fake_cuda::instance().broken()) return cudaErrorLaunchFailure;
-  return reinterpret_cast<fake_cuda::event*>(event)->last->fired ? cudaSuccess : cudaErrorNotReady;
+  return asked.last == nullptr || asked.last->fired ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const auto last = reinterpret_cast<fake_cuda::event*>(event)->last;
-  fake_cuda::instance().core().wait([&] { return last->fired || fake_cuda::instance().broken(); });
+  const auto& asked = *reinterpret_cast<fake_cuda::event*>(event);
+  if (const cudaError_t e = fake_cuda::instance().called(asked.device); e != cudaSuccess) return e;
+  const auto last = asked.last;
+  fake_cuda::instance().core().wait([&] { return last == nullptr || last->fired || fake_cuda::instance().broken(); });
   return fake_cuda::instance().broken() ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** to, std::size_t bytes) {
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
+  if (fake_cuda::instance().refuses_allocation()) return cudaErrorMemoryAllocation;
   *to = fake_cuda::instance().allocate(bytes);
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* at) {
+  // Given back all the same: what is freed at the wrong moment breaks a capture, and is freed.
+  const cudaError_t e = fake_cuda::instance().called();
   fake_cuda::instance().release(at);
-  return cudaSuccess;
+  return e;
 }
 cudaError_t cudaHostAlloc(void** to, std::size_t bytes, unsigned) { return cudaMalloc(to, bytes); }
 cudaError_t cudaFreeHost(void* at) { return cudaFree(at); }
-cudaError_t cudaHostRegister(void* at, std::size_t bytes, unsigned) { return fake_cuda::instance().pin(at, bytes); }
-cudaError_t cudaHostUnregister(void* at) { return fake_cuda::instance().unpin(at); }
+cudaError_t cudaHostRegister(void* at, std::size_t bytes, unsigned) {
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
+  return fake_cuda::instance().pin(at, bytes);
+}
+cudaError_t cudaHostUnregister(void* at) {
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
+  return fake_cuda::instance().unpin(at);
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void*) {
   *to = {};
   to->type = cudaMemoryTypeHost;
-  return cudaSuccess;
+  return fake_cuda::instance().called();
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {

@@ -11,7 +11,12 @@
 #include <doctest/doctest.h>
 #include <fake_cuda.hpp>
 
+#include <sys/mman.h>
+
 #include <cstdint>
+#include <optional>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace kvx_gpu {
@@ -47,6 +52,27 @@ using strided_refused = late_fixture<static_cast<int>(cuda_technique::strided), 
 using batched = late_fixture<static_cast<int>(cuda_technique::batched), false>;
 using staged = late_fixture<static_cast<int>(cuda_technique::staged), false>;
 using direct = late_fixture<static_cast<int>(cuda_technique::direct), false>;
+
+/// As one of kvx's threads calls: it never chose a device, so that device 0 is current.
+template <class Call>
+void on_new_thread(Call call) {
+  std::thread(std::move(call)).join();
+}
+
+/// Device 1 is what the test's thread, and so the fixture, is on, in a process that has not begun anything.
+struct on_second_device {
+  on_second_device() {
+    fake_cuda::instance().forget_contexts();
+    kvx_gpu::check(cudaSetDevice(1));
+  }
+  ~on_second_device() { static_cast<void>(cudaSetDevice(0)); }
+};
+
+int current_device() {
+  int device = -1;
+  kvx_gpu::check(cudaGetDevice(&device));
+  return device;
+}
 
 }  // namespace
 
@@ -90,6 +116,27 @@ TEST_CASE_TEMPLATE("an error while submitting fails the operation, and nothing o
     CHECK(again->outcome().ok());
     t.expect_loaded(t.to);
     CHECK(t.engine.intact());
+  }
+}
+
+TEST_CASE_TEMPLATE("what was submitted before an error counts until it has ended", Fixture, strided, batched, staged,
+                   direct) {
+  for (std::uint64_t n = 2; n < 6; ++n) {
+    CAPTURE(n);
+    toy_group group;
+    group.layers = 4;
+    group.fragment_bytes = 40'000;
+    bench_top<Fixture> t{one_group(group), 0, 3, n};
+    fake_cuda::instance().core().hold();
+    fake_cuda::instance().refuse_submission(n);
+    auto loaded = t.load(t.to);
+    fake_cuda::instance().refuse_submission(0);
+    const bool under_way = loaded.ok() && !loaded->done();
+    fake_cuda::instance().core().release();
+    REQUIRE(loaded.ok());
+    CHECK(under_way);
+    loaded->wait();
+    CHECK(loaded->done());
   }
 }
 
@@ -196,6 +243,143 @@ TEST_CASE("a small load behind a long one takes the fast lane, and both arrive")
   urgent->wait();
   t.expect_loaded(t.to);
   CHECK(t.engine.intact());
+}
+
+TEST_CASE("threads that never chose a device start nothing on device 0, and leave others' captures alone") {
+  const on_second_device there;
+  {
+    bench_top<chosen> t{one_group({}), 0, 2, 1};
+    std::optional<kvx::cuda_transfer::operation> saved;
+    std::optional<kvx::cuda_transfer::operation> loaded;
+    fake_cuda::instance().begin_capture();
+    on_new_thread([&] {
+      host_memory memory;
+      kvx::cuda_transfer_options with;
+      with.device = 1;
+      with.load_costs = with.save_costs = kvx::cuda_costs{};
+      kvx::cuda_transfer other(with);
+      CHECK(other.register_arena({memory.allocate(4096), 4096}).ok());
+    });
+    on_new_thread([&] { saved = *t.save(t.from); });
+    on_new_thread([&] { saved->wait(); });
+    on_new_thread([&] { loaded = *t.load(t.to); });
+    on_new_thread([&] { CHECK(loaded->wait_layer(0, t.stream).ok()); });
+    on_new_thread([&] {
+      while (!loaded->done()) std::this_thread::yield();
+    });
+    CHECK(fake_cuda::instance().end_capture());
+    CHECK(saved->outcome().ok());
+    CHECK(loaded->outcome().ok());
+    t.expect_saved(t.from);
+    t.expect_loaded(t.to);
+    CHECK(t.engine.intact());
+    CHECK(t.slots.intact());
+  }
+  CHECK(fake_cuda::instance().has_context(1));
+  CHECK_FALSE(fake_cuda::instance().has_context(0));
+}
+
+TEST_CASE("a thread gets its device back, unless that would start a context on it") {
+  const on_second_device there;
+  bench_top<chosen> t{one_group({}), 0, 1, 1};
+  on_new_thread([&] {
+    REQUIRE(t.load(t.to).ok());
+    CHECK(current_device() == 1);
+  });
+  CHECK_FALSE(fake_cuda::instance().has_context(0));
+  on_new_thread([&] {
+    kvx_gpu::check(cudaSetDevice(0));
+    REQUIRE(t.load(t.to).ok());
+    CHECK(current_device() == 0);
+  });
+}
+
+TEST_CASE("asking for a device starts nothing") {
+  fake_cuda::instance().forget_contexts();
+  CHECK(kvx::cuda_transfer::probe(0).usable);
+  CHECK(kvx::cuda_transfer::probe(1).usable);
+  CHECK_FALSE(kvx::cuda_transfer::probe(fake_cuda::devices).usable);
+  for (int device = 0; device < fake_cuda::devices; ++device) CHECK_FALSE(fake_cuda::instance().has_context(device));
+}
+
+TEST_CASE("an engine that finds no memory gives back what it has, and leaves others' captures alone") {
+  const on_second_device there;
+  const std::size_t before = fake_cuda::instance().allocated();
+  // Of either direction's staging memory, and of the calibration's pinned and device memory.
+  for (std::uint64_t n = 1; n <= 4; ++n) {
+    CAPTURE(n);
+    fake_cuda::instance().begin_capture();
+    on_new_thread([&] {
+      kvx::cuda_transfer_options with;
+      with.device = 1;
+      with.kernels = kvx_gpu::kernels();
+      fake_cuda::instance().refuse_allocation(n);
+      CHECK_THROWS_AS(kvx::cuda_transfer{with}, kvx::error);
+      fake_cuda::instance().refuse_allocation(0);
+    });
+    CHECK(fake_cuda::instance().end_capture());
+    CHECK(fake_cuda::instance().allocated() == before);
+  }
+  CHECK_FALSE(fake_cuda::instance().has_context(0));
+}
+
+TEST_CASE("an operation that somebody holds keeps its outcome while others come and go") {
+  bench_top<chosen> t{one_group({}), 0, 2, 1};
+  auto held = t.load(t.to);
+  REQUIRE(held.ok());
+  held->wait();
+  fake_cuda::instance().core().hold();
+  std::vector<kvx::cuda_transfer::operation> others;
+  for (int i = 0; i < 3; ++i) {
+    auto next = t.load(t.to);
+    REQUIRE(next.ok());
+    others.push_back(*next);
+  }
+  CHECK(held->done());
+  CHECK(held->outcome().ok());
+  for (const auto& each : others) CHECK_FALSE(each.done());
+  fake_cuda::instance().core().release();
+  for (const auto& each : others) each.wait();
+}
+
+TEST_CASE("an arena that is not mapped is an error, and one that is mapped is touched before it is pinned") {
+  bench_top<chosen> t{one_group({}), 0, 1, 1};
+  constexpr std::size_t size = 1U << 20U;
+  auto* const mapped = static_cast<std::byte*>(
+      ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  REQUIRE(mapped != MAP_FAILED);
+  CHECK(t.fixture.engine().register_arena({mapped, size}).ok());
+  std::vector<unsigned char> resident(size / 4096);
+  REQUIRE(::mincore(mapped, size, resident.data()) == 0);
+  for (const unsigned char page : resident) CHECK((page & 1U) != 0);
+  ::munmap(mapped, size);
+  kvx::cuda_transfer_options with;
+  with.load_costs = with.save_costs = kvx::cuda_costs{};
+  kvx::cuda_transfer other(with);
+  CHECK(other.register_arena({mapped, size}) == kvx::errc::device_failed);
+}
+
+TEST_CASE("cuda_layer_memory moves, and is given back on its device, whatever others capture") {
+  const on_second_device there;
+  const std::size_t before = fake_cuda::instance().allocated();
+  fake_cuda::instance().begin_capture();
+  on_new_thread([&] {
+    kvx::cuda_layer_memory first(2, 4096, 1);
+    std::byte* const tensor = first.tensor(1);
+    kvx::cuda_layer_memory second(std::move(first));
+    CHECK(second.tensor(1) == tensor);
+    kvx::cuda_layer_memory third(4, 8192, 1);
+    third = std::move(second);
+    CHECK(third.size() == 2);
+    CHECK(third.tensor(1) == tensor);
+    CHECK(fake_cuda::instance().allocated() == before + 2 * 4096);
+  });
+  std::optional<kvx::cuda_layer_memory> elsewhere;
+  on_new_thread([&] { elsewhere.emplace(2, 4096, 1); });
+  on_new_thread([&] { elsewhere.reset(); });
+  CHECK(fake_cuda::instance().end_capture());
+  CHECK(fake_cuda::instance().allocated() == before);
+  CHECK_FALSE(fake_cuda::instance().has_context(0));
 }
 
 TEST_CASE("the tensors of cuda_layer_memory can be copied as matrices") {

@@ -105,12 +105,14 @@ struct fixture {
   explicit fixture(const model& m) : w(m, on), e(w, on, 16, 1024, 512, 4, 512) {}
 
   single_run serve(std::optional<gpu::opening_cache>& cache, const cache_settings* to_open, float temperature = 0,
-                   std::optional<std::pair<std::size_t, std::size_t>> swapped = std::nullopt) {
+                   std::optional<std::pair<std::size_t, std::size_t>> swapped = std::nullopt,
+                   std::size_t restart_at = 0) {
     request from;
     from.prompt = some_tokens(700, e.config().vocabulary);
     from.tokens = 24;
     from.choose = sampler(temperature, 0.9f, 7);
     from.chunk_end = 688;
+    from.restart_at = restart_at;
     return gpu::run_alone("run", e, from, cache, to_open, {512, true, swapped});
   }
   std::vector<std::uint64_t> digests(const std::vector<page_id>& pages) {
@@ -253,6 +255,43 @@ TEST_CASE("a wrong block is noticed") {
   REQUIRE(cache->wait_for(10s) != nullptr);
   REQUIRE(cache->get()->drain(10s));
   CHECK_FALSE(f.serve(cache, nullptr, 0, std::pair<std::size_t, std::size_t>{1, 3}).result == cold.result);
+}
+
+TEST_CASE(
+    "a hit of part of the prompt computes what a run with the same cuts does, and a wrong block in it is noticed") {
+  for (const bool wide : {true, false}) {
+    fixture f(wide ? with_wide_heads() : model::random("tiny", 4));
+    std::optional<gpu::opening_cache> none, cache;
+    cache_settings settings = settings_in("");
+    settings.memory_bytes = gpu::memory_for(200, f.e);  // 28 of the prompt's 43 blocks
+    const single_run saved = f.serve(cache, &settings);
+    REQUIRE(cache->wait_for(10s) != nullptr);
+    REQUIRE(cache->get()->drain(10s));
+    const single_run part = f.serve(cache, nullptr);
+    REQUIRE(part.cached_tokens > 3 * 16);
+    REQUIRE(part.cached_tokens < 688);
+    const single_run expected = f.serve(none, nullptr, 0, std::nullopt, part.cached_tokens);
+    CHECK(expected.cached_tokens == 0);
+    CHECK(part.result == expected.result);
+    const single_run wrong = f.serve(cache, nullptr, 0, std::pair<std::size_t, std::size_t>{1, 3});
+    CHECK(wrong.cached_tokens == part.cached_tokens);
+    CHECK_FALSE(wrong.result == expected.result);
+  }
+}
+
+TEST_CASE("a prompt larger than the memory comes from storage in parts, and computes the same") {
+  fixture f(with_wide_heads());
+  const temporary_directory directory;
+  cache_settings settings = settings_in(directory.path);
+  std::optional<gpu::opening_cache> cache, again;
+  const single_run saved = f.serve(cache, &settings);
+  REQUIRE(cache->wait_for(10s) != nullptr);
+  REQUIRE(cache->get()->drain(10s));
+  cache.reset();
+  settings.memory_bytes = gpu::memory_for(200, f.e);
+  const single_run storage = f.serve(again, &settings);
+  CHECK(storage.cached_tokens == 688);
+  CHECK(storage.result == saved.result);
 }
 
 TEST_CASE("who does not wait for a layer reads what is not there yet") {

@@ -32,7 +32,8 @@ namespace kvx {
 /// Host code: nvcc is needed for the kernels alone. Nothing synchronises the device or uses the legacy stream, and
 /// once the largest calls have been seen nothing is allocated. Other streams may be captured into graphs meanwhile.
 /// Shape   payloads lie in registered arenas; engine memory is device memory of `options::device`
-/// Thread  load, save: any, concurrently; each direction submits one call at a time
+/// Thread  load, save: any, concurrently; each direction submits one call at a time. A thread's device is current again
+///         after each call, but one without a context: such a thread stays on `options::device`
 /// Stream  any but one that is being captured, which is bad_argument for load, save and wait_layer
 /// Errors  bad_argument: the batch contradicts the layout, a payload outside of the arenas; device_failed. An error of
 ///         the device fails the operations under way: done() is true once nothing of them runs
@@ -108,7 +109,7 @@ class cuda_transfer {
   /// Pins the arena, until this engine dies. One that is pinned already is taken as it is, and stays so as long as
   /// whoever pinned it says.
   /// Errors  device_failed: the system or the device refused; copies would be slow and would block, so it is an error
-  /// Cost    20 to 75 ms per GiB
+  /// Cost    20 to 75 ms per GiB, and touching what the system has not given yet, with up to 16 threads
   [[nodiscard]] status register_arena(std::span<std::byte> arena) { return core_->register_arena(arena); }
 
   /// What the calibration found, or was told.

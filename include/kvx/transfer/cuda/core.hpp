@@ -3,6 +3,7 @@
 
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/copy_plan.hpp>
+#include <kvx/detail/touch.hpp>
 #include <kvx/result.hpp>
 #include <kvx/transfer/cuda/calibration.hpp>
 #include <kvx/transfer/cuda/costs.hpp>
@@ -56,7 +57,6 @@ namespace cuda {
 
 /// Whether a device can be used; starts nothing on it.
 [[nodiscard]] inline cuda_probe probe(int device) {
-  const scope here;
   const auto failed = [](cudaError_t code, const std::string& remedy) {
     static_cast<void>(::cudaGetLastError());
     return cuda_probe{
@@ -85,52 +85,29 @@ namespace cuda {
 /// What a `cuda_transfer` and its operations share; operations may outlive the engine.
 class core {
  public:
-  explicit core(const cuda_transfer_options& with) : with_(checked(with)) {
-    const scope here(with_.device);
-    const auto attribute = [&](cudaDeviceAttr which) {
-      int value = 0;
-      require(::cudaDeviceGetAttribute(&value, which, with.device), "device " + std::to_string(with.device));
-      return value;
-    };
-    // Rows of a matrix may not be further apart.
-    largest_pitch_ = static_cast<std::size_t>(attribute(cudaDevAttrMaxPitch));
-    if (attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) == 0) with_.direct_bytes = 0;
-    int lowest = 0;
-    int highest = 0;
-    require(::cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities of streams");
-    if (with.kernels.copy != nullptr) {
-      // A kernel that is loaded when first launched waits for whatever runs then.
-      for (const void* kernel : {with.kernels.copy, with.kernels.page_values, with.kernels.check_pages}) {
-        cudaFuncAttributes attributes{};
-        if (kernel != nullptr) require(::cudaFuncGetAttributes(&attributes, kernel), "a kernel of options::kernels");
-      }
+  explicit core(const cuda_transfer_options& with) : with_(checked(with)), device_(with.device) {
+    const scope here(device_);
+    device_.find_driver();
+    try {
+      start();
+    } catch (...) {
+      // As in the destructor, which does not run.
+      loads_.reset();
+      saves_.reset();
+      throw;
     }
-    lane_options lanes;
-    lanes.kernels = with.kernels;
-    lanes.piece_bytes = with.piece_bytes;
-    lanes.staging_bytes = with.staging_bytes;
-    lanes.staging_pieces = with.staging_pieces;
-    loads_.emplace(true, highest, lanes);
-    saves_.emplace(false, lowest, lanes);
-    if (!with.load_costs || !with.save_costs) {
-      calibration measured(with.kernels.copy != nullptr);
-      load_costs_ = measured.costs(*loads_);
-      save_costs_ = measured.costs(*saves_);
-    }
-    if (with.load_costs) load_costs_ = *with.load_costs;
-    if (with.save_costs) save_costs_ = *with.save_costs;
   }
   core(const core&) = delete;
   core& operator=(const core&) = delete;
   ~core() {
     // What they give back may be given back while others capture.
-    const scope here(with_.device);
+    const scope here(device_);
     loads_.reset();
     saves_.reset();
   }
 
   void close() noexcept {
-    const scope here(with_.device);
+    const scope here(device_);
     loads_->jobs.wait_all();
     saves_->jobs.wait_all();
     const std::lock_guard lock(arenas_mutex_);
@@ -142,7 +119,13 @@ class core {
 
   [[nodiscard]] status register_arena(std::span<std::byte> arena) {
     if (arena.empty()) return {};
-    const scope here(with_.device);
+    {
+      const std::lock_guard lock(arenas_mutex_);
+      if (inside_an_arena(arena)) return {};
+    }
+    // Pinning gives pages too, but with one thread; and meanwhile copies ask for the arenas.
+    detail::touch_in_parallel(arena);
+    const scope here(device_);
     const std::lock_guard lock(arenas_mutex_);
     if (inside_an_arena(arena)) return {};
     const cudaError_t e =
@@ -164,7 +147,7 @@ class core {
                        [&](const block_copy& block) { return inside_an_arena(std::span(block.payload, bytes)); });
   }
 
-  [[nodiscard]] int device() const noexcept { return with_.device; }
+  [[nodiscard]] const used_device& device() const noexcept { return device_; }
   [[nodiscard]] lane& lane_of(bool load) noexcept { return load ? *loads_ : *saves_; }
   [[nodiscard]] std::size_t largest_pitch() const noexcept { return largest_pitch_; }
   [[nodiscard]] const cuda_costs& costs(bool load) const noexcept { return load ? load_costs_ : save_costs_; }
@@ -214,6 +197,42 @@ class core {
   }
 
  private:
+  // On a thread where the device is current.
+  void start() {
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      require(::cudaDeviceGetAttribute(&value, which, with_.device), "device " + std::to_string(with_.device));
+      return value;
+    };
+    // Rows of a matrix may not be further apart.
+    largest_pitch_ = static_cast<std::size_t>(attribute(cudaDevAttrMaxPitch));
+    if (attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) == 0) with_.direct_bytes = 0;
+    int lowest = 0;
+    int highest = 0;
+    require(::cudaDeviceGetStreamPriorityRange(&lowest, &highest), "priorities of streams");
+    if (with_.kernels.copy != nullptr) {
+      // A kernel that is loaded when first launched waits for whatever runs then.
+      for (const void* kernel : {with_.kernels.copy, with_.kernels.page_values, with_.kernels.check_pages}) {
+        cudaFuncAttributes attributes{};
+        if (kernel != nullptr) require(::cudaFuncGetAttributes(&attributes, kernel), "a kernel of options::kernels");
+      }
+    }
+    lane_options lanes;
+    lanes.kernels = with_.kernels;
+    lanes.piece_bytes = with_.piece_bytes;
+    lanes.staging_bytes = with_.staging_bytes;
+    lanes.staging_pieces = with_.staging_pieces;
+    loads_.emplace(device_, true, highest, lanes);
+    saves_.emplace(device_, false, lowest, lanes);
+    if (!with_.load_costs || !with_.save_costs) {
+      calibration measured(with_.kernels.copy != nullptr);
+      load_costs_ = measured.costs(*loads_);
+      save_costs_ = measured.costs(*saves_);
+    }
+    if (with_.load_costs) load_costs_ = *with_.load_costs;
+    if (with_.save_costs) save_costs_ = *with_.save_costs;
+  }
+
   static cuda_transfer_options checked(const cuda_transfer_options& with) {
     const auto refuse = [](const std::string& why) {
       throw error(errc::bad_argument, "cuda_transfer::options::" + why);
@@ -259,6 +278,7 @@ class core {
   }
 
   cuda_transfer_options with_;
+  used_device device_;
   std::size_t largest_pitch_ = 0;
   std::optional<lane> loads_;
   std::optional<lane> saves_;

@@ -12,32 +12,67 @@
 
 namespace kvx::cuda {
 
-/// Lets the calling thread use the runtime whatever it, or another thread, captures into a graph; restores all.
+/// A device that kvx uses, and how to learn which devices the process uses already.
+class used_device {
+ public:
+  explicit used_device(int index) noexcept : index_(index) {}
+
+  [[nodiscard]] int index() const noexcept { return index_; }
+
+  /// Finds the driver's question, without linking the driver. On a thread where the device is current, before the
+  /// object is shown to other threads.
+  void find_driver() noexcept {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult answer = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t e =
+        ::cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found, 7000, cudaEnableDefault, &answer);
+    if (e == cudaSuccess && answer == cudaDriverEntryPointSuccess) {
+      context_state_ = reinterpret_cast<context_state>(found);
+    } else {
+      static_cast<void>(::cudaGetLastError());
+    }
+  }
+  /// Whether making a device current would start nothing on it; true where the driver cannot be asked.
+  [[nodiscard]] bool has_context(int device) const noexcept {
+    unsigned flags = 0;
+    int active = 0;
+    return context_state_ == nullptr || context_state_(device, &flags, &active) != 0 || active != 0;
+  }
+
+ private:
+  using context_state = int (*)(int device, unsigned* flags, int* active);  // cuDevicePrimaryCtxGetState
+
+  int index_;
+  context_state context_state_ = nullptr;
+};
+
+/// Makes a device current for the calling thread, and lets it use the runtime whatever it, or another thread, captures
+/// into a graph; restores both.
 ///
-/// Without it, one cudaEventQuery of kvx's thread would invalidate a capture in global mode.
-/// Shape   device: the device to make current, or none of them (-1), which leaves it alone
+/// Without the mode, one cudaEventQuery of kvx's thread would invalidate a capture in global mode. Without the device,
+/// it would start a context on device 0, of half a gigabyte, for a thread starts with that one current. For the same
+/// reason a device that has no context is not made current again: such a thread stays on kvx's device.
 class scope {
  public:
-  explicit scope(int device = -1) noexcept {
+  explicit scope(const used_device& device) noexcept : device_(device) {
+    if (::cudaGetDevice(&previous_) != cudaSuccess) previous_ = device.index();
+    if (previous_ != device.index()) static_cast<void>(::cudaSetDevice(device.index()));
+    // Only now: this starts a context too.
     static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode_));
-    if (device < 0) return;
-    if (::cudaGetDevice(&previous_) != cudaSuccess) previous_ = -1;
-    if (previous_ == device) {
-      previous_ = -1;
-      return;
-    }
-    static_cast<void>(::cudaSetDevice(device));
   }
   scope(const scope&) = delete;
   scope& operator=(const scope&) = delete;
   ~scope() {
-    if (previous_ >= 0) static_cast<void>(::cudaSetDevice(previous_));
     static_cast<void>(::cudaThreadExchangeStreamCaptureMode(&mode_));
+    if (previous_ != device_.index() && device_.has_context(previous_)) {
+      static_cast<void>(::cudaSetDevice(previous_));
+    }
   }
 
  private:
+  const used_device& device_;
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-  int previous_ = -1;
+  int previous_ = 0;
 };
 
 /// For constructors: turns an error of the runtime into an exception that says what was being done.

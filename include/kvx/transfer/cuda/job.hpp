@@ -22,6 +22,9 @@ class job {
  public:
   static constexpr std::size_t copies_per_chunk = 32768;
 
+  /// Shape   device: where its events are; it outlives the job
+  explicit job(const used_device& device) noexcept : device_(device) {}
+
   std::atomic<std::uint32_t> holders{0};
   std::size_t bytes = 0;
   /// An error of the runtime cut the submission short; what was submitted before still counts.
@@ -30,7 +33,7 @@ class job {
   /// Whether nothing of it touches any memory any more.
   [[nodiscard]] bool done() noexcept {
     if (state_.load(std::memory_order_acquire) != pending) return true;
-    const scope any_thread;
+    const scope any_thread(device_);
     cudaError_t worst = refused;
     for (std::size_t i = used_; i-- > 0;) {
       const cudaError_t now = ::cudaEventQuery(events_[i].get());
@@ -44,7 +47,7 @@ class job {
   }
   void wait() noexcept {
     if (state_.load(std::memory_order_acquire) != pending) return;
-    const scope any_thread;
+    const scope any_thread(device_);
     cudaError_t worst = refused;
     for (std::size_t i = used_; i-- > 0;) {
       const cudaError_t now = ::cudaEventSynchronize(events_[i].get());
@@ -64,7 +67,7 @@ class job {
     std::size_t first = 0;
     for (const group& g : groups_) {
       if (layer < g.end_layer) {
-        const scope any_thread;
+        const scope any_thread(device_);
         if (const status takes = takes_work(stream); !takes) return takes;
         for (std::size_t i = first; i < g.end_event; ++i) {
           if (::cudaStreamWaitEvent(stream, events_[i].get(), 0) != cudaSuccess) {
@@ -138,6 +141,7 @@ class job {
     state_.compare_exchange_strong(expected, worst == cudaSuccess ? succeeded : failed, std::memory_order_acq_rel);
   }
 
+  const used_device& device_;
   std::atomic<int> state_{succeeded};
   event_handle start_;
   std::vector<event_handle> events_;
@@ -152,6 +156,8 @@ class job {
 /// Thread  any, concurrently
 class job_pool {
  public:
+  explicit job_pool(const used_device& device) noexcept : device_(device) {}
+
   /// A job that nobody holds and whose work has ended, held once.
   [[nodiscard]] job& take() {
     const std::lock_guard lock(mutex_);
@@ -162,7 +168,7 @@ class job_pool {
       candidate.holders.store(1, std::memory_order_relaxed);
       return candidate;
     }
-    jobs_.push_back(std::make_unique<job>());
+    jobs_.push_back(std::make_unique<job>(device_));
     jobs_.back()->holders.store(1, std::memory_order_relaxed);
     return *jobs_.back();
   }
@@ -180,6 +186,7 @@ class job_pool {
   }
 
  private:
+  const used_device& device_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<job>> jobs_;
   std::size_t next_ = 0;

@@ -45,7 +45,8 @@ class lane {
   std::vector<detail::copy_run> runs;
 
   /// Errors  throws device_failed
-  lane(bool load, int priority, const lane_options& with) : load_(load), with_(with) {
+  lane(const used_device& device, bool load, int priority, const lane_options& with)
+      : jobs(device), load_(load), with_(with) {
     for (own_stream& each : copies_) each.handle = make_stream(priority);
     passed_ = made(make_event());
     if (with.kernels.copy == nullptr) return;

@@ -27,7 +27,7 @@ class cuda_layer_memory {
   /// Shape   tensors: e.g. keys and values of each layer, in the order of the slot: K0, V0, K1, V1, ...
   /// Units   tensor_bytes: of each, rounded up to 512
   cuda_layer_memory(std::size_t tensors, std::size_t tensor_bytes, int device = 0)
-      : count_(tensors), stride_(round_up(tensor_bytes, alignment)) {
+      : device_(device), count_(tensors), stride_(round_up(tensor_bytes, alignment)) {
     if (tensors == 0 || tensor_bytes == 0) throw error(errc::bad_argument, "cuda_layer_memory: nothing to allocate");
     if (stride_ < tensor_bytes || stride_ > largest_stride ||
         tensors > std::numeric_limits<std::size_t>::max() / stride_) {
@@ -36,9 +36,21 @@ class cuda_layer_memory {
                       " bytes are 2 GiB or more apart, and copies of matrices end there; use tensors "
                       "of fewer pages, or separate allocations");
     }
-    const cuda::scope here(device);
+    const cuda::scope here(device_);
+    device_.find_driver();
     memory_ = cuda::make_device_memory(tensors * stride_);
   }
+  cuda_layer_memory(cuda_layer_memory&&) noexcept = default;
+  cuda_layer_memory& operator=(cuda_layer_memory&& other) noexcept {
+    if (this == &other) return *this;
+    release();
+    device_ = other.device_;
+    count_ = other.count_;
+    stride_ = other.stride_;
+    memory_ = std::move(other.memory_);
+    return *this;
+  }
+  ~cuda_layer_memory() { release(); }
 
   [[nodiscard]] std::size_t size() const noexcept { return count_; }
   /// Bytes from one tensor to the next.
@@ -58,6 +70,14 @@ class cuda_layer_memory {
   static constexpr std::size_t alignment = 512;
   static constexpr std::size_t largest_stride = (std::size_t{1} << 31U) - alignment;
 
+  // Others may be capturing graphs meanwhile.
+  void release() noexcept {
+    if (memory_ == nullptr) return;
+    const cuda::scope here(device_);
+    memory_.reset();
+  }
+
+  cuda::used_device device_;
   std::size_t count_;
   std::size_t stride_;
   cuda::device_memory memory_;
