@@ -59,6 +59,10 @@ void add_options(CLI::App& app, settings& chosen, chores& also) {
       ->transform(CLI::CheckedTransformer(std::map<std::string, access_order>{
           {"tail", access_order::tail_first}, {"head", access_order::head_first}, {"cache", access_order::as_cache}}));
   app.add_option("--parents-pinned", chosen.how.parents_pinned, "Whether a block with a cached child stays");
+  app.add_option("--save-blocks", chosen.how.save_blocks,
+                 "Tell policies as a cache does: of what a request loads, then of saves of so many blocks; 0: of whole "
+                 "requests")
+      ->check(CLI::Range(0U, 1U << 20U));
   app.add_flag("--hints", chosen.hints, "Tell policies that listen what an engine knows about sessions");
   app.add_option_function<double>(
          "--linger",

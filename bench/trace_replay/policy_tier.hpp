@@ -42,21 +42,18 @@ class policy_tier final : public tier {
     nothing_may_go_ = false;
     for (const block_number block : now.blocks) last_request_[block] = clock_;
     choose_newcomers(now, arrivals);
-    if constexpr (kvx::request_eviction<Policy>) {
-      entries_.clear();
-      for (std::size_t i = now.blocks.size(); i-- > 0;) entries_.push_back(entry(now, i, here_.slot_of(now.blocks[i])));
-      kvx::eviction_request whole;
-      whole.blocks = entries_;
-      whole.session = session;
-      timed([&] { policy_.access(whole); });
-      bring_in(now);
+    if (how_.save_blocks != 0) {
+      access_in_parts(now, session, arrivals);
+    } else if constexpr (kvx::request_eviction<Policy>) {
+      tell(now, 0, now.blocks.size(), 0, session);
+      bring_in(now, 0, now.blocks.size());
     } else if (how_.order == access_order::as_cache) {
       touched_.clear();
       for (std::size_t i = now.blocks.size(); i-- > 0;) {
         if (holds(now.blocks[i])) touched_.push_back(here_.slot_of(now.blocks[i]));
       }
       timed([&] { policy_.touch(touched_); });
-      bring_in(now);
+      bring_in(now, 0, now.blocks.size());
     } else if (how_.order == access_order::tail_first) {
       for (std::size_t i = now.blocks.size(); i-- > 0;) access_one(now, i);
     } else {
@@ -111,6 +108,43 @@ class policy_tier final : public tier {
     return {slot, key_of(now.blocks[i]), static_cast<std::uint32_t>(i) * block_tokens_};
   }
 
+  /// Tells a policy that learns from requests of the blocks [first, end).
+  void tell(const request& now, std::size_t first, std::size_t end, std::uint64_t id, kvx::session_state session) {
+    if constexpr (kvx::request_eviction<Policy>) {
+      entries_.clear();
+      for (std::size_t i = end; i-- > first;) entries_.push_back(entry(now, i, here_.slot_of(now.blocks[i])));
+      kvx::eviction_request told;
+      told.blocks = entries_;
+      told.before = first;
+      if (first != 0) told.parent = key_of(now.blocks[first - 1]);
+      told.id = id;
+      told.session = session;
+      timed([&] { policy_.access(told); });
+    }
+  }
+
+  /// As a cache does: what is here, or comes from below, is loaded; the rest is saved a few blocks at a time.
+  void access_in_parts(const request& now, kvx::session_state session, std::span<const arrival> arrivals) {
+    std::size_t loaded = 0;
+    while (loaded < now.blocks.size() &&
+           (holds(now.blocks[loaded]) || (!arrivals.empty() && arrivals[loaded] == arrival::read_back)))
+      ++loaded;
+    bring_in(now, 0, loaded);
+    while (loaded != 0 && !holds(now.blocks[loaded - 1])) --loaded;
+    if constexpr (kvx::request_eviction<Policy>) {
+      if (loaded != 0) tell(now, 0, loaded, clock_, session);
+    } else {
+      touched_.clear();
+      for (std::size_t i = loaded; i-- > 0;) touched_.push_back(here_.slot_of(now.blocks[i]));
+      timed([&] { policy_.touch(touched_); });
+    }
+    for (std::size_t first = loaded; first < now.blocks.size(); first += how_.save_blocks) {
+      const std::size_t end = std::min(now.blocks.size(), first + how_.save_blocks);
+      tell(now, first, end, clock_, session);
+      bring_in(now, first, end);
+    }
+  }
+
   void access_one(const request& now, std::size_t i) {
     const block_number block = now.blocks[i];
     kvx::slot_index slot = here_.slot_of(block);
@@ -125,10 +159,10 @@ class policy_tier final : public tier {
   }
 
   /// Front first, and what is behind a refused block is refused too: it would be of no use.
-  void bring_in(const request& now) {
+  void bring_in(const request& now, std::size_t first, std::size_t end) {
     entries_.clear();
     bool refusing = false;
-    for (std::size_t i = 0; i < now.blocks.size(); ++i) {
+    for (std::size_t i = first; i < end; ++i) {
       if (newcomer_[i] == 0) continue;
       if (refusing || !make_room(now.blocks[i])) {
         if (refusing) ++counts.refused;
@@ -139,8 +173,21 @@ class policy_tier final : public tier {
       ++counts.inserted;
     }
     if (entries_.empty()) return;
+    if constexpr (kvx::chained_eviction<Policy>) {
+      if (how_.save_blocks != 0) {
+        for (const kvx::eviction_entry& e : entries_) insert_behind_parent(e);
+        return;
+      }
+    }
     std::reverse(entries_.begin(), entries_.end());
     timed([&] { policy_.insert(entries_); });
+  }
+  void insert_behind_parent(const kvx::eviction_entry& newcomer) {
+    const kvx::slot_index parent = here_.parent_slot(newcomer.slot);
+    if (parent == kvx::no_slot)
+      timed([&] { policy_.insert(std::span(&newcomer, 1)); });
+    else
+      timed([&] { policy_.insert_behind(newcomer, parent); });
   }
 
   [[nodiscard]] bool make_room(block_number block) {

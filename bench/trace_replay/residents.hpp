@@ -24,6 +24,11 @@ class residents {
   [[nodiscard]] bool holds(block_number block) const noexcept { return slot_of_[block] != kvx::no_slot; }
   [[nodiscard]] block_number block_in(kvx::slot_index slot) const noexcept { return block_in_[slot]; }
   [[nodiscard]] bool has_children(block_number block) const noexcept { return children_[block] != 0; }
+  /// Where the block in front of a slot's is, `no_slot` where it is not here.
+  [[nodiscard]] kvx::slot_index parent_slot(kvx::slot_index slot) const noexcept {
+    const block_number parent = work_->parent(block_in_[slot]);
+    return parent == no_block ? kvx::no_slot : slot_of_[parent];
+  }
   [[nodiscard]] bool full() const noexcept { return free_.empty(); }
 
   /// Precondition: not full, and the block is not here.

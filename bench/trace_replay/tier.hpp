@@ -25,6 +25,9 @@ struct rules {
   access_order order = access_order::tail_first;
   /// A block with a cached child stays, as in the cache; false: as the literature simulates it.
   bool parents_pinned = true;
+  /// Blocks of a save. Then policies are told as a cache tells them: of what a request loads, and of each save. 0: of
+  /// whole requests.
+  std::size_t save_blocks = 0;
 };
 
 /// How a block that a tier lacks would come into it.

@@ -297,6 +297,148 @@ TEST_CASE("learned_hazard: one request told of in parts counts its blocks once")
   CHECK(run(false) == run(true));
 }
 
+namespace {
+
+/// A policy that is told of growing prompts as a cache tells it, with room for `slots` blocks.
+class told_in_parts {
+ public:
+  explicit told_in_parts(std::size_t slots) : policy(slots) {
+    for (std::size_t i = slots; i-- > 0;) free_.push_back(static_cast<kvx::slot_index>(i));
+  }
+  /// Tells of [first, end) of a prompt, front first, and takes in what is admitted. Returns how many were refused.
+  std::size_t part(const request_blocks& prompt, std::size_t first, std::size_t end, std::uint64_t id) {
+    std::vector<kvx::eviction_entry> blocks;
+    for (std::size_t i = end; i-- > first;) {
+      const auto at = slot_of.find(prompt[i]);
+      blocks.push_back({at == slot_of.end() ? kvx::no_slot : at->second, prompt[i]});
+    }
+    kvx::eviction_request told;
+    told.blocks = blocks;
+    told.before = first;
+    if (first != 0) told.parent = prompt[first - 1];
+    told.id = id;
+    policy.access(told);
+    std::size_t refused = 0;
+    for (std::size_t i = first; i < end; ++i) {
+      if (slot_of.count(prompt[i]) != 0) continue;
+      if (free_.empty()) {
+        kvx::slot_index victim = kvx::no_slot;
+        if (policy.admits(prompt[i])) victim = policy.evict([](kvx::slot_index) { return false; });
+        if (victim == kvx::no_slot) {
+          ++refused;
+          continue;
+        }
+        std::erase_if(slot_of, [&](const auto& held) { return held.second == victim; });
+        free_.push_back(victim);
+      }
+      const kvx::eviction_entry made{free_.back(), prompt[i]};
+      free_.pop_back();
+      slot_of[prompt[i]] = made.slot;
+      policy.insert(std::span(&made, 1));
+    }
+    return refused;
+  }
+
+  kvx::learned_hazard policy;
+  std::unordered_map<std::uint64_t, kvx::slot_index> slot_of;
+
+ private:
+  std::vector<kvx::slot_index> free_;
+};
+
+}  // namespace
+
+TEST_CASE("learned_hazard: prompts that grow block by block leave no slot unusable") {
+  for (const bool with_ids : {false, true}) {
+    CAPTURE(with_ids);
+    told_in_parts tier(8);
+    std::size_t refused = 0;
+    for (std::uint64_t chain = 1; chain <= 400; ++chain) {
+      refused = 0;
+      const request_blocks prompt = row(1000 * chain, 12);
+      for (std::size_t b = 0; b < prompt.size(); ++b) refused += tier.part(prompt, b, b + 1, with_ids ? chain : 0);
+    }
+    // The last of them had its front taken in, as the first had.
+    CHECK(refused < 12);
+    CHECK(tier.policy.size() == 8);
+  }
+}
+
+TEST_CASE("learned_hazard: random prompts in parts, and no block is chosen in front of itself") {
+  for (std::uint32_t seed = 0; seed < 30; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    told_in_parts tier(1 + random() % 40);
+    for (std::uint64_t id = 1; id <= 600; ++id) {
+      request_blocks prompt = row(10'000 * (1 + random() % 4), random() % 6);
+      const std::uint64_t way = random() % 30;
+      for (std::size_t i = 1 + random() % 30; i-- > 0;) prompt.push_back(prompt.size() + 1'000'000 * (1 + way));
+      std::size_t first = 0;
+      while (first < prompt.size()) {
+        const std::size_t end = std::min(prompt.size(), first + 1 + random() % 6);
+        tier.part(prompt, first, end, random() % 8 == 0 ? 0 : id);
+        first = random() % 6 == 0 ? first : end;  // some are told again
+      }
+      REQUIRE(tier.policy.choices_end());
+    }
+  }
+}
+
+TEST_CASE("learned_hazard: a prompt told in parts is judged and given up like one told at once") {
+  // The order in which everything goes again is the same, whatever the parts.
+  const auto order = [](std::size_t first_part, std::size_t part) {
+    told_in_parts tier(64);
+    std::uint64_t id = 0;
+    for (std::uint64_t round = 0; round < 40; ++round) {
+      for (const std::uint64_t which : {round % 3, 10 + round}) {
+        const request_blocks prompt = row(1000 * (1 + which), 12);
+        ++id;
+        tier.part(prompt, 0, first_part, id);
+        for (std::size_t b = first_part; b < 12; b += part) tier.part(prompt, b, std::min<std::size_t>(12, b + part), id);
+      }
+    }
+    CHECK(tier.policy.told(id) == 12);
+    std::vector<std::uint64_t> out;
+    for (kvx::slot_index slot = 0; slot != kvx::no_slot;) {
+      slot = tier.policy.evict([](kvx::slot_index) { return false; });
+      for (const auto& [key, at] : tier.slot_of)
+        if (at == slot) out.push_back(key);
+    }
+    return out;
+  };
+  const std::vector<std::uint64_t> whole = order(12, 12);
+  REQUIRE(whole.size() == 64);
+  for (const std::size_t part : {1U, 4U}) {
+    const std::vector<std::uint64_t> parts = order(4, part);
+    REQUIRE(parts.size() == 64);
+    // A prompt's deeper blocks go before those in front of them.
+    std::size_t upside_down = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      for (std::size_t j = i + 1; j < parts.size(); ++j)
+        upside_down += parts[i] / 1000 == parts[j] / 1000 && parts[i] < parts[j] ? 1U : 0U;
+    CHECK(upside_down == 0);
+  }
+}
+
+TEST_CASE("learned_hazard: news of a session reaches all that its request loaded and saved") {
+  // Two groups of sessions alike but for their news; what was closed goes first, loaded blocks too.
+  told_in_parts tier(4000);
+  for (std::uint64_t i = 1; i <= 200; ++i) {
+    const request_blocks prompt = row(1000 * i, 12);
+    tier.part(prompt, 0, 6, 2 * i);       // the first turn
+    tier.part(prompt, 0, 6, 2 * i + 1);   // the second loads it
+    tier.part(prompt, 6, 9, 2 * i + 1);   // and saves
+    tier.part(prompt, 9, 12, 2 * i + 1);  // what is new
+    request_blocks deepest_first = prompt;
+    std::reverse(deepest_first.begin(), deepest_first.end());
+    kvx::hints news;
+    news.session = i % 2 == 0 ? kvx::session_state::closed : kvx::session_state::open;
+    tier.policy.advise(deepest_first, news);
+    CHECK(tier.policy.heard(prompt.front()) == static_cast<unsigned>(news.session));
+    CHECK(tier.policy.heard(prompt.back()) == static_cast<unsigned>(news.session));
+  }
+}
+
 TEST_CASE("learned_hazard: random requests, erasures, news and evictions against the tier's account") {
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
     CAPTURE(seed);

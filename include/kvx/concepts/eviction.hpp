@@ -42,6 +42,16 @@ concept eviction_policy = std::constructible_from<P, std::size_t> && std::movabl
   { view.size() } -> std::convertible_to<std::size_t>;
 };
 
+/// An eviction policy with an order, in which a block can take the place just before another's.
+///
+/// A prompt that is saved in parts arrives head first. `insert_behind(entry, front)` is an insert of a block right
+/// behind a held one, and as if both had come in one batch: it goes first wherever both wait in one order.
+/// Cost    amortised O(1)
+template <class P>
+concept chained_eviction = eviction_policy<P> && requires(P policy, const eviction_entry& entry, slot_index front) {
+  policy.insert_behind(entry, front);
+};
+
 /// A request as a policy that learns from requests sees it.
 struct eviction_request {
   /// Deepest first. slot: where the tier has the block, `no_slot` where it has not. Keys chain: equal key, equal
@@ -70,6 +80,15 @@ concept request_eviction = eviction_policy<P> &&
     requires(P policy, const P& view, const eviction_request& request, std::uint64_t key) {
   policy.access(request);
   { view.admits(key) } -> std::same_as<bool>;
+};
+
+/// A policy that learns from requests and remembers those that it is told of in parts.
+///
+/// `told(id)` is how many of a request's blocks it was told of, from the front: only those behind them need be told.
+/// 0 for a request that it never heard of, or no longer knows.
+template <class P>
+concept incremental_eviction = request_eviction<P> && requires(const P& view, std::uint64_t id) {
+  { view.told(id) } -> std::same_as<std::size_t>;
 };
 
 /// An eviction policy that takes news about a session between its requests: it was closed, a tool was called.

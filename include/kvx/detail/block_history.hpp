@@ -30,7 +30,7 @@ class block_history {
     std::uint32_t last;  // time of its last use
     std::uint8_t cls;
     std::uint8_t news;  // a class as well: what the engine said since; 0: nothing
-    std::uint8_t gap : 5, leaf : 1, unused : 2;
+    std::uint8_t gap : 5, leaf : 1, deciding : 1, unused : 1;
     std::uint8_t uses : 3, hint : 3, in_lru : 1, passed : 1;
   };
   static_assert(sizeof(entry) == 16);
@@ -80,21 +80,18 @@ class block_history {
     __builtin_prefetch(&places_[e]);
   }
 
-  /// An entry for a key that has none, in no order and no bucket yet.
+  /// An entry for a key that has none, in no order and no bucket yet. Others may be forgotten for it; their keys change.
   [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
     id e = none;
-    if (free_ != none) {
-      e = free_;
-      free_ = places_[e].next;
-    } else if (used_ < size_) {
+    if (used_ < size_) {
       e = static_cast<id>(used_++);
     } else {
-      pass_over(SIZE_MAX);
-      e = drop_;
-      forget(e, model);
+      // Some are dropped ahead of need, so that nobody has to pass over a long row of held ones at once.
+      for (std::size_t steps = most_steps; steps != 0 && free_count_ < size_ / reserve_share; --steps) drop_next(model);
+      while (free_ == none) drop_next(model);
+      e = free_;
       free_ = places_[e].next;
-      // So that nobody has to pass over a long row of held ones at once.
-      pass_over(8);
+      --free_count_;
       if (drop_ != none) {
         const id after = entries_[drop_].newer;
         if (after != none) __builtin_prefetch(&places_[after]);
@@ -121,11 +118,12 @@ class block_history {
     if (oldest_of_age_[at] != e) return;
     oldest_of_age_[at] = x.newer != none && age(x.newer) == at ? x.newer : none;
   }
-  /// Precondition: it is the newest, used just now.
-  void enter_first_age(id e, hazard_model& model) noexcept {
+  /// Precondition: it is in the order of last uses.
+  void enter_age(id e, hazard_model& model) noexcept {
     const entry& x = entries_[e];
-    for_classes(x, [&](unsigned cls) { model.enter(cls, 0, x.last); });
-    if (oldest_of_age_[0] == none) oldest_of_age_[0] = e;
+    const unsigned at = age(e);
+    for_classes(x, [&](unsigned cls) { model.enter(cls, at, x.last + hazard_model::edge(at)); });
+    if (oldest_of_age_[at] == none || oldest_of_age_[at] == x.newer) oldest_of_age_[at] = e;
   }
   /// The age of an entry, as far as grow_older() went.
   [[nodiscard]] unsigned age(id e) const noexcept { return hazard_model::age_of(now_ - entries_[e].last); }
@@ -167,6 +165,15 @@ class block_history {
     x.news = news;
     if (news != 0) model.enter(news, at, entered);
   }
+  /// Gives an entry the class that it should have had from its last use on.
+  void correct_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
+    entry& x = entries_[e];
+    const unsigned at = age(e);
+    const std::uint32_t entered = x.last + hazard_model::edge(at);
+    model.leave(x.cls, at, entered, entered, false);
+    x.cls = cls;
+    model.enter(cls, at, entered);
+  }
   /// Ends an entry's stay in its class, unused, and puts it into another for good: its session is over.
   void change_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
     set_news(e, 0, model);
@@ -197,10 +204,25 @@ class block_history {
     (newest_ != none ? entries_[newest_].newer : oldest_) = e;
     newest_ = e;
   }
-  /// Puts the newest entry into what LRU would hold; returns the one that it would give up for it, or `none`.
+  /// Puts an entry right behind one that was used at the same time: LRU gives it up just before.
+  void push_behind(id e, id front) noexcept {
+    entry& x = entries_[e];
+    x.newer = front;
+    x.older = entries_[front].older;
+    (x.older != none ? entries_[x.older].newer : oldest_) = e;
+    entries_[front].older = e;
+    if (drop_ == front) drop_ = e;
+  }
+  /// Puts an entry into what LRU would hold, unless that begins with newer ones; returns the one that LRU would give
+  /// up for it, perhaps itself, or `none`.
   [[nodiscard]] id use_in_lru(id e) noexcept {
     entry& x = entries_[e];
-    if (lru_oldest_ == none) lru_oldest_ = e;
+    if (x.newer != none && entries_[x.newer].in_lru == 0) {
+      if (x.in_lru == 0) return none;
+      leave_lru(e);
+      return e;
+    }
+    if (lru_oldest_ == x.newer) lru_oldest_ = e;
     if (x.in_lru != 0) return none;
     x.in_lru = 1;
     if (++lru_size_ <= lru_capacity_) return none;
@@ -223,11 +245,14 @@ class block_history {
     return static_cast<std::size_t>(((key & 0xFFFF'FFFFU) * heads_.size()) >> 32U);
   }
   [[nodiscard]] bool droppable(id e) const noexcept { return places_[e].choice == none && places_[e].slot == no_slot; }
-  // There is always something to drop: twice the capacity, held and chosen, are less than the history.
-  void pass_over(std::size_t steps) noexcept {
-    for (; steps != 0; --steps) {
-      if (drop_ == none) drop_ = oldest_;
-      if (drop_ == none || droppable(drop_)) return;
+  // Forgets the next one, or passes over it. There is always something to drop: twice the capacity, held and chosen,
+  // are less than the history.
+  void drop_next(hazard_model& model) noexcept {
+    if (drop_ == none) drop_ = oldest_;
+    if (drop_ == none) return;
+    if (droppable(drop_)) {
+      forget(drop_, model);
+    } else {
       entries_[drop_].passed = 1;
       drop_ = entries_[drop_].newer;
     }
@@ -244,9 +269,16 @@ class block_history {
     id* at = &heads_[home(places_[e].key())];
     while (*at != e) at = &places_[*at].next;
     *at = places_[e].next;
+    places_[e].key_low = ~places_[e].key_low;  // for those who remember where it was
     places_[e].next = free_;
     free_ = e;
+    ++free_count_;
   }
+
+  // What is held and chosen, twice the slots, lies in one row at worst. Passing over it while the reserve lasts takes
+  // fewer steps at a time than this.
+  static constexpr std::size_t most_steps = 16;
+  static constexpr std::size_t reserve_share = 64;
 
   untouched_array<entry> entries_;
   untouched_array<whereabouts> places_;
@@ -256,6 +288,7 @@ class block_history {
   std::uint32_t now_ = 0;
   std::size_t used_ = 0;
   id free_ = none;
+  std::size_t free_count_ = 0;
   id oldest_ = none;
   id newest_ = none;
   id drop_ = none;

@@ -32,7 +32,7 @@ struct block_traits {
 /// there, with that of those still there; a class's hazard is drawn to that of all classes, and that to one that falls
 /// with age, by as much as a few requests weigh. The value of a class at an age is the best rate of uses per block
 /// and time over every age at which one might stop waiting (a Gittins index).
-/// Cost    24 bytes per class and age, at most 256 classes; fit(): under 0.5 us
+/// Cost    32 bytes per class and age, at most 256 classes; fit(): under 0.5 us
 class hazard_model {
  public:
   static constexpr unsigned ages = 22;
@@ -61,9 +61,11 @@ class hazard_model {
 
   /// Shape   blocks: of one request, new or not
   void request(std::size_t blocks) noexcept {
-    ++requests_;
-    mean_request_ += (static_cast<double>(blocks) - mean_request_) / static_cast<double>(std::min(requests_, 256U));
+    if (requests_ < 256) ++requests_;
+    mean_request_ += (static_cast<double>(blocks) - mean_request_) / requests_;
   }
+  /// More blocks of the last request, or of one shortly before it.
+  void request_grew(std::size_t blocks) noexcept { mean_request_ += static_cast<double>(blocks) / requests_; }
 
   /// The class of a block; one that was never seen is fitted at once.
   [[nodiscard]] std::uint8_t classify(const block_traits& block, std::uint32_t now) noexcept {
@@ -90,8 +92,8 @@ class hazard_model {
     cell_data& c = cells_[cell(cls, age)];
     --c.here;
     c.entered -= entered;
-    c.exposure += static_cast<float>(now - entered);
-    if (used) c.uses += 1;
+    c.exposure += static_cast<double>(now - entered);
+    if (used) ++c.uses;
   }
   /// Blocks of one class that were last used at `last` have outgrown an age unused.
   void grow_older(unsigned cls, unsigned age, std::uint32_t count, std::uint32_t last, std::uint32_t now) noexcept {
@@ -100,15 +102,43 @@ class hazard_model {
     cell_data& to = cells_[cell(cls, age + 1)];
     from.here -= count;
     from.entered -= std::uint64_t{count} * entered;
-    from.exposure += static_cast<float>(std::uint64_t{count} * (now - entered));
+    from.exposure += static_cast<double>(std::uint64_t{count} * (now - entered));
     to.here += count;
     to.entered += std::uint64_t{count} * (last + edge(age + 1));
   }
+  /// Renews a share of what is learned for each few blocks, so that no request pays for all of it, and tells
+  /// `renewed(cls)` whose values changed.
+  template <class Renewed>
+  void learn(std::size_t blocks, std::size_t slots, std::uint32_t now, Renewed&& renewed) noexcept {
+    seen_ += blocks;
+    if (seen_ >= fade_at_) {
+      fade_at_ = seen_ + 16 * std::max<std::size_t>(slots, 64);
+      fade();
+    }
+    unfitted_ += blocks;
+    constexpr std::uint32_t beginning = 64;
+    constexpr std::size_t blocks_per_fit = 16;
+    constexpr std::size_t most_at_once = 64;
+    std::size_t fits = std::min(unfitted_ / blocks_per_fit, most_at_once);
+    unfitted_ = fits == most_at_once ? 0 : unfitted_ % blocks_per_fit;
+    if (now <= beginning) fits = std::min<std::size_t>(classes_, most_at_once);
+    for (; fits != 0; --fits) {
+      if (next_fit_ >= classes_) {
+        next_fit_ = 1;
+        fit_all_together(now);
+      }
+      if (classes_ == 1) return;
+      fit(next_fit_, now);
+      renewed(next_fit_++);
+    }
+  }
+
+ private:
   /// Makes what was learned count half, so that newer traffic outweighs it.
   void fade() noexcept {
     for (cell_data& c : cells_) {
-      c.uses *= 0.5F;
-      c.exposure *= 0.5F;
+      c.uses *= 0.5;
+      c.exposure *= 0.5;
     }
   }
 
@@ -119,7 +149,7 @@ class hazard_model {
     for (unsigned k = 0; k < ages; ++k) {
       const float w = width(k);
       const float before = falls_with_age / (static_cast<float>(edge(k)) + w / 2);
-      common_[k] = (cells_[k].uses + weight * before * w) / (exposure(k, now) + weight * w);
+      common_[k] = (static_cast<float>(cells_[k].uses) + weight * before * w) / (exposure(k, now) + weight * w);
     }
   }
 
@@ -135,7 +165,7 @@ class hazard_model {
     for (unsigned k = ages; k-- > 0;) {
       const unsigned at = cell(cls, k);
       const float w = width(k);
-      const float hazard = (cells_[at].uses + weight * common_[k] * w) / (exposure(at, now) + weight * w);
+      const float hazard = (static_cast<float>(cells_[at].uses) + weight * common_[k] * w) / (exposure(at, now) + weight * w);
       const float x = hazard * w;
       const float p = x < 0.02F ? x * (1 - x / 2) : 1 - std::exp(-x);
       stretch now_and_on{p, hazard > 0 ? p / hazard : w, 1 - p};
@@ -150,20 +180,19 @@ class hazard_model {
     }
   }
 
- private:
   static constexpr std::size_t codes = std::size_t{8} * 4 * 8 * 8 * 2;
 
   struct cell_data {
     std::uint64_t entered = 0;  // sum of the times at which those who are here came
-    float uses = 0;
-    float exposure = 0;  // of those who left
-    std::uint32_t here = 0;
+    double uses = 0;            // in a float, adding one would do nothing from 2^24 on
+    double exposure = 0;        // of those who left
+    std::uint64_t here = 0;
   };
 
   [[nodiscard]] std::uint8_t class_of(unsigned code, std::uint32_t now) noexcept {
     std::uint8_t& known = class_of_[code];
     if (known != 0) return known;
-    // Far more than traffic has shown so far; what comes after is counted with the first.
+    // Far more than traffic has shown so far (some hundred); what comes after is counted with the first.
     if (classes_ == most_classes) return 1;
     known = static_cast<std::uint8_t>(classes_++);
     fit(known, now);
@@ -175,7 +204,9 @@ class hazard_model {
   // Without those who are still there, ages that few leave would look like ages that many are used at.
   [[nodiscard]] float exposure(unsigned at, std::uint32_t now) const noexcept {
     const cell_data& c = cells_[at];
-    return c.exposure + static_cast<float>(std::uint64_t{c.here} * now - c.entered);
+    // Negative once the clock has wrapped, until those from before it are gone.
+    const auto of_those_here = static_cast<std::int64_t>(c.here * now - c.entered);
+    return static_cast<float>(c.exposure) + static_cast<float>(std::max(of_those_here, std::int64_t{0}));
   }
 
   std::vector<cell_data> cells_;
@@ -183,8 +214,12 @@ class hazard_model {
   std::vector<std::uint8_t> class_of_;
   std::array<float, ages> common_{};
   unsigned classes_ = 1;
-  unsigned requests_ = 0;
+  unsigned requests_ = 0;  // at most what the mean is over
   double mean_request_ = 0;
+  std::size_t seen_ = 0;
+  std::size_t fade_at_ = 0;
+  std::size_t unfitted_ = 0;
+  unsigned next_fit_ = 1;
 };
 
 }  // namespace kvx::detail

@@ -2,58 +2,83 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
+#include <array>
 
 namespace kvx::detail {
 
 /// Decides, hit by hit, whether a policy of one's own or LRU is followed.
 ///
-/// Both are simulated, so that either can be compared at any time. The own one is left as soon as it trails LRU by
-/// 0.2 % of LRU's hits and a request, less what it was ahead lately (up to 10 %), and taken up again when it led by
-/// more than chance explains since it was last behind; each time it disappointed, more is asked of it. A cache of a
-/// few requests starts with LRU: there, chance is all that the first hits show.
+/// Both are simulated, so that either can be compared at any time. LRU comes first. The own one is taken up when it
+/// led by more than chance explains since it was last behind: by one standard deviation of what single requests decide
+/// where the cache could lose a request's hits and still be well within what is allowed it, by 2.3 where it could not.
+/// It is left as soon as the cache trails LRU by 0.2 % of LRU's hits and a request, less a tenth of the lead with which
+/// it was taken up and what it was ahead lately (up to 10 % of the hits); each time it disappointed, more is asked of
+/// it.
 class policy_duel {
  public:
-  explicit policy_duel(std::size_t slots) noexcept : slots_(static_cast<double>(slots)) {}
-
   [[nodiscard]] bool follows_lru() const noexcept { return follows_lru_; }
 
-  /// Units   blocks of a request's prefix that the own policy, LRU, and the cache itself have; mean_request: blocks
-  void request(double own, double lru, double held, double mean_request) noexcept {
+  /// Blocks of a request's prefix that each of them has.
+  struct prefix_hits {
+    double own, lru, held;
+  };
+
+  /// Units   mean_request: blocks; lead: the own policy's with the earlier parts of the request, where it goes on
+  void request(const prefix_hits& hits, double mean_request, double& lead_so_far, bool goes_on) noexcept {
     constexpr double keep = 1 - 1.0 / 2000;  // requests
     constexpr double credit = 0.1;
     constexpr double patience = 0.002;
     constexpr double patience_requests = 1;
     constexpr double least_lead = 0.003;
-    constexpr double few_requests = 5;
-    const double lead = own - lru;
-    if (lead != 0 && spread_ == 0 && slots_ < few_requests * mean_request) {
-      follows_lru_ = true;
-      doubt_ = 2;
-    }
-    balance_ = std::min(balance_ * keep + held - lru, credit * hits_ + 2 * mean_request);
-    hits_ = hits_ * keep + lru;
-    lead_ = std::max(0.0, lead_ * keep + lead);
-    spread_ = spread_ * keep + lead * lead;
+    constexpr double invested = 0.1;
+    const double aged = goes_on ? 1 : keep;
+    const double before = lead_so_far;
+    const double lead = hits.own - hits.lru;
+    lead_so_far += lead;
+    if (!goes_on) ++requests_;
+    total_ += hits.held - hits.lru;
+    lru_total_ += hits.lru;
+    balance_ = std::min(balance_ * aged + hits.held - hits.lru, credit * hits_ + 2 * mean_request);
+    hits_ = hits_ * aged + hits.lru;
+    lead_ = std::max(0.0, lead_ * aged + lead);
+    spread_ = spread_ * aged + lead_so_far * lead_so_far - before * before;
     if (!follows_lru_) {
       if (balance_ >= -patience * hits_ - patience_requests * mean_request) return;
       follows_lru_ = true;
       lead_ = 0;
       doubt_ = std::min(doubt_ + 0.7, 6.0);
-    } else if (lead_ > least_lead * hits_ && lead_ * lead_ > doubt_ * doubt_ * spread_) {
+      asked_ = least_lead;
+      return;
+    }
+    const bool affordable = total_ + stake * expected_hits() >= patience_requests * mean_request;
+    const double doubt = affordable ? doubt_ : std::max(doubt_, certain);
+    if (lead_ >= asked_ * hits_ && lead_ * lead_ >= doubt * doubt * spread_ && (affordable || lead_ > 0)) {
       follows_lru_ = false;
-      balance_ = 0;
+      balance_ = invested * lead_;  // the contents change over before they pay
     }
   }
 
  private:
-  double slots_;
-  bool follows_lru_ = false;
-  double balance_ = 0;  // of the cache against LRU
-  double hits_ = 0;     // of LRU
-  double lead_ = 0;     // of the own policy since it was last behind
-  double spread_ = 0;   // squares of what one request decides
-  double doubt_ = 1.2;  // standard deviations of lead that are asked for
+  static constexpr double stake = 0.003;
+  static constexpr double certain = 2.3;
+
+  // Of LRU, so far or in the beginning's worth of requests, once there are some to go by.
+  [[nodiscard]] double expected_hits() const noexcept {
+    constexpr double beginning = 2000;
+    constexpr double soonest = 16;
+    return requests_ < soonest ? 0 : lru_total_ * std::max(1.0, beginning / requests_);
+  }
+
+  bool follows_lru_ = true;
+  double requests_ = 0;
+  double total_ = 0;      // of the cache against LRU
+  double lru_total_ = 0;  // hits of LRU
+  double balance_ = 0;    // of the cache against LRU, lately
+  double hits_ = 0;       // of LRU, lately
+  double lead_ = 0;       // of the own policy since it was last behind
+  double spread_ = 0;     // squares of what one request decides
+  double doubt_ = 1;      // standard deviations of lead that are asked for
+  double asked_ = 0;      // part of the hits that it must lead by
 };
 
 }  // namespace kvx::detail

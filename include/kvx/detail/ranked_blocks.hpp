@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace kvx::detail {
@@ -26,6 +27,7 @@ class ranked_blocks {
       blocks_[i].entry = free_;
       free_ = static_cast<id>(i);
     }
+    values_[aside_cell] = std::numeric_limits<float>::max();
     for (std::size_t i = 0; i < leaves; ++i) tree_[leaves + i] = static_cast<std::uint16_t>(i);
     for (std::size_t i = leaves; i-- > 1;) tree_[i] = tree_[2 * i];
   }
@@ -90,6 +92,7 @@ class ranked_blocks {
     block& x = blocks_[b];
     if (x.queued == 0) return;
     x.queued = 0;
+    if (x.cell == aside_cell) --aside_;
     queue& q = queues_[x.cell];
     (x.older != none ? blocks_[x.older].newer : q.oldest) = x.newer;
     (x.newer != none ? blocks_[x.newer].older : q.newest) = x.older;
@@ -99,6 +102,30 @@ class ranked_blocks {
   /// A leaf of the least value, the oldest of its queue; `none` when no queue holds any.
   [[nodiscard]] id weakest() const noexcept { return queues_[tree_[1]].oldest; }
   [[nodiscard]] float least_value() const noexcept { return values_[tree_[1]]; }
+  /// Whether the parents of no block lead back to it.
+  [[nodiscard]] bool lines_end() const noexcept {
+    for (std::size_t b = 0; b < blocks_.size(); ++b) {
+      std::size_t steps = 0;
+      for (auto at = static_cast<id>(b); steps <= blocks_.size(); ++steps) {
+        const block& x = blocks_[at];
+        if (x.parent == none || blocks_[x.parent].life != x.parent_life) break;
+        at = x.parent;
+      }
+      if (steps > blocks_.size()) return false;
+    }
+    return true;
+  }
+  /// Leaves that were found in use when they were weakest wait aside, in that order, until nothing else is left, or
+  /// they are queued again.
+  void set_aside(id b) noexcept {
+    dequeue(b);
+    enqueue(b, aside_cell, false);
+    ++aside_;
+  }
+  [[nodiscard]] id first_aside() const noexcept { return queues_[aside_cell].oldest; }
+  [[nodiscard]] std::size_t aside() const noexcept { return aside_; }
+  /// Whether all that is queued is aside.
+  [[nodiscard]] bool only_aside() const noexcept { return aside_ != 0 && tree_[1] == aside_cell; }
   void set_value(unsigned cell, float value) noexcept {
     if (values_[cell] == value) return;
     values_[cell] = value;
@@ -107,7 +134,8 @@ class ranked_blocks {
 
  private:
   static constexpr std::size_t leaves = 8192;
-  static_assert(std::size_t{hazard_model::most_classes} * hazard_model::ages <= leaves);
+  static constexpr unsigned aside_cell = leaves - 1;
+  static_assert(std::size_t{hazard_model::most_classes} * hazard_model::ages < leaves);
 
   struct block {
     id older = none;
@@ -141,6 +169,7 @@ class ranked_blocks {
   std::vector<std::uint16_t> tree_;
   std::vector<float> values_;
   id free_ = none;
+  std::size_t aside_ = 0;
 };
 
 }  // namespace kvx::detail

@@ -6,6 +6,7 @@
 #include <kvx/detail/hazard_model.hpp>
 #include <kvx/detail/policy_duel.hpp>
 #include <kvx/detail/ranked_blocks.hpp>
+#include <kvx/detail/requests_under_way.hpp>
 #include <kvx/detail/slot_lists.hpp>
 #include <kvx/types.hpp>
 
@@ -38,70 +39,66 @@ class learned_hazard {
       : slots_(slots),
         history_(std::max(slots * 9, slots * 2 + 1024), slots),
         chosen_(slots),
-        duel_(slots),
         entry_in_(slots, none),
         not_chosen_(slots, 1),
         not_in_lru_(slots, 1) {}
 
-  /// Tells of a request, and chooses what should be held from now on.
+  /// Tells of a request, or of more of one, and chooses what should be held from now on.
   void access(const eviction_request& request) {
     const std::size_t count = request.blocks.size();
-    const auto [began, goes_on] = begin(request.id);
-    const std::size_t length = count + request.before;
-    if (!goes_on) model_.request(length);
-    const std::uint32_t before = request.before != 0 ? history_.find(request.parent) : none;
-
-    // Entries of the blocks, front first, and how much of the prompt was known.
-    for (const eviction_entry& block : request.blocks) history_.prefetch_bucket(block.key);
-    for (const eviction_entry& block : request.blocks) history_.prefetch_entry(block.key);
-    current_.resize(count);
-    detail::block_traits traits;
-    traits.gap = before != none ? history_[before].gap : 0;
-    traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
-    std::size_t known = 0;
-    std::array<std::size_t, 3> hits{};
-    std::array<bool, 3> hitting{true, true, true};
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::uint32_t e = history_.find(request.blocks[count - 1 - i].key);
-      current_[i] = e;
-      if (e == none) {
-        hitting.fill(false);
-        continue;
-      }
-      const entry& x = history_[e];
-      const std::array<bool, 3> here{history_.choice(e) != none, x.in_lru != 0, history_.slot(e) != no_slot};
-      for (std::size_t w = 0; w < 3; ++w) {
-        hitting[w] = hitting[w] && here[w];
-        hits[w] += hitting[w] ? 1U : 0U;
-      }
-      if (known != i) continue;
-      ++known;
-      traits.gap = history_.age(e) + 1U;
+    detail::request_so_far& so_far = under_way_.of(request.id);
+    const bool goes_on = so_far.blocks != 0;
+    const std::uint32_t front = request.before != 0 ? history_.find(request.parent) : none;
+    // The parts of a very long request have times of their own, so that no later one has to let all of it grow older.
+    const bool joins = goes_on && (request.before == 0 || (front != none && history_[front].last >= so_far.began)) &&
+                       so_far.blocks / stretch == (request.before + count) / stretch;
+    bool splits = !joins;
+    if (!joins) pass_time(1 + static_cast<std::uint32_t>(count / stretch));
+    if (!goes_on) {
+      model_.request(request.before + count);
+      so_far.began = now_ - static_cast<std::uint32_t>(count / stretch);
+      so_far.gap = front != none ? history_[front].gap : 0;
+    } else if (request.before + count > so_far.blocks) {
+      model_.request_grew(request.before + count - so_far.blocks);
+      if (front != none && so_far.deepest_key == request.parent) was_not_last(front, so_far);
     }
-    traits.new_blocks = count - known;
+    const std::array<std::size_t, 3> hits = look_up(request, so_far, goes_on);
 
-    const unsigned prefix_gap = traits.gap;
-    for (std::size_t i = count; i-- > 0;) {
+    detail::block_traits traits;
+    traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
+    traits.new_blocks = so_far.new_blocks;
+    std::uint32_t ahead = joins ? front : none;
+    for (std::size_t i = 0; i < count; ++i) {  // front first, each behind the one ahead of it
       const std::uint64_t key = request.blocks[count - 1 - i].key;
       std::uint32_t& e = current_[i];
-      if (e != none && history_.key(e) != key) e = none;  // dropped for one of the blocks behind it
-      traits.last_of_request = i + 1 == count;
-      if (e == none) {
-        traits.gap = prefix_gap;
-        e = history_.create(key, model_);
-        start(e, traits);
-        continue;
+      if (e != none && history_.key(e) != key) e = none;  // forgotten for one of those before it
+      if (e == none || !goes_on || history_[e].last < so_far.began) {
+        traits.last_of_request = i + 1 == count;
+        traits.gap = e != none ? history_.age(e) + 1U : so_far.gap;
+        if (e == none) {
+          const std::uint64_t ahead_key = ahead != none ? history_.key(ahead) : 0;
+          e = history_.create(key, model_);
+          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key)) ahead = none;  // longer than the history
+          splits = splits && (ahead != none || i == 0);
+        } else {
+          history_.leave_age(e, true, model_);
+          history_.unlink(e);
+        }
+        place(e, traits, ahead, splits && i != 0 && i % stretch == 0 ? 1 : 0);
       }
       if (history_.choice(e) != none) chosen_.dequeue(history_.choice(e));
-      if (goes_on && history_[e].last >= began) continue;
-      traits.gap = history_.age(e) + 1U;
-      renew(e, traits);
+      history_[e].deciding = 1;
+      ahead = e;
     }
-    choose(request, before);
-    duel_.request(static_cast<double>(hits[0]), static_cast<double>(hits[1]), static_cast<double>(hits[2]),
-                  model_.mean_request());
+    choose(request, front != none && history_.key(front) == request.parent ? front : none, so_far);
+    so_far.blocks = std::max(so_far.blocks, request.before + count);
+    if (count != 0) so_far.deepest_key = request.blocks.front().key;
+    duel_.request({static_cast<double>(hits[0]), static_cast<double>(hits[1]), static_cast<double>(hits[2])},
+                  model_.mean_request(), so_far.lead, goes_on);
     learn(count);
   }
+  /// Blocks of a request that access() was told of, from the front.
+  [[nodiscard]] std::size_t told(std::uint64_t id) const noexcept { return under_way_.told(id); }
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
@@ -115,9 +112,9 @@ class learned_hazard {
     for (const eviction_entry& block : entries) {
       std::uint32_t e = history_.find(block.key);
       if (e == none || history_.slot(e) != no_slot) {
-        if (!std::exchange(began, true)) static_cast<void>(begin(0));
+        if (!std::exchange(began, true)) pass_time(1);
         e = history_.create(block.key, model_);
-        start(e, {});
+        place(e, {}, none, 0);
         if (!chosen_.full()) queue(choose(e, none), false);
       }
       history_.set_slot(e, block.slot);
@@ -130,7 +127,7 @@ class learned_hazard {
 
   void touch(std::span<const slot_index> slots) noexcept {
     if (slots.empty()) return;
-    static_cast<void>(begin(0));
+    pass_time(1);
     for (const slot_index slot : slots) {
       const std::uint32_t e = entry_in_[slot];
       const std::uint32_t choice = history_.choice(e);
@@ -138,17 +135,15 @@ class learned_hazard {
       detail::block_traits traits;
       traits.gap = history_.age(e) + 1U;
       traits.hint = history_[e].hint;
-      renew(e, traits);
+      history_.leave_age(e, true, model_);
+      history_.unlink(e);
+      place(e, traits, none, 0);
       if (choice != none && chosen_.leaf(choice)) queue(choice, false);
     }
     learn(slots.size());
   }
 
-  void erase(slot_index slot) noexcept {
-    const std::uint32_t e = entry_in_[slot];
-    if (history_.choice(e) != none) give_up(history_.choice(e));
-    vacate(slot);
-  }
+  void erase(slot_index slot) noexcept { take(slot); }
 
   template <class Pinned>
   [[nodiscard]] slot_index evict(Pinned&& pinned) {
@@ -160,28 +155,21 @@ class learned_hazard {
       surplus.move_to_newest(0, slot);
     }
     // Somebody must have a slot although nothing is held beside what should be.
-    if (duel_.follows_lru()) {
-      std::uint32_t e = history_.lru_oldest();
-      for (std::size_t tries = 4 * detail::parked_tries; tries != 0 && e != none; --tries, e = history_[e].newer)
-        if (const slot_index slot = history_.slot(e); slot != no_slot && !pinned(slot)) {
-          erase(slot);
-          return slot;
-        }
+    std::uint32_t e = duel_.follows_lru() ? history_.lru_oldest() : none;
+    for (std::size_t tries = 2 * detail::parked_tries; tries != 0 && e != none; --tries, e = history_[e].newer)
+      if (const slot_index slot = history_.slot(e); slot != no_slot && !pinned(slot)) return take(slot);
+    // Those found in use lately, in turn; then the others, which join them; then all.
+    if (const slot_index slot = take_aside(detail::parked_tries, pinned); slot != no_slot) return slot;
+    while (chosen_.weakest() != none && !chosen_.only_aside()) {
+      const std::uint32_t choice = chosen_.weakest();
+      if (may_go(choice, pinned)) return take(history_.slot(chosen_.entry(choice)));
+      chosen_.set_aside(choice);
     }
-    for (std::uint32_t choice = chosen_.weakest(); choice != none; choice = chosen_.weakest()) {
-      const slot_index slot = history_.slot(chosen_.entry(choice));
-      if (slot != no_slot && !pinned(slot)) {
-        give_up(choice);
-        return vacate(slot);
-      }
-      chosen_.dequeue(choice);  // until it is used, or ages
-    }
+    if (const slot_index slot = take_aside(chosen_.aside(), pinned); slot != no_slot) return slot;
     for (std::size_t tries = slots_; tries != 0; --tries) {
       hand_ = hand_ + 1 < slots_ ? hand_ + 1 : 0;
       const auto slot = static_cast<slot_index>(hand_);
-      if (entry_in_[slot] == none || pinned(slot)) continue;
-      erase(slot);
-      return slot;
+      if (entry_in_[slot] != none && !pinned(slot)) return take(slot);
     }
     return no_slot;
   }
@@ -190,12 +178,14 @@ class learned_hazard {
   /// Shape   keys: of its last request, deepest first
   void advise(std::span<const std::uint64_t> keys, const hints& news) noexcept {
     std::uint32_t last = 0;
+    bool known = false;
     for (const std::uint64_t key : keys) {
       const std::uint32_t e = history_.find(key);
       if (e == none) continue;
       entry& x = history_[e];
-      if (last == 0) last = x.last;
-      if (x.last != last) return;
+      if (!known) last = x.last;
+      known = true;
+      if (x.last > last) return;
       const unsigned hint = detail::hazard_model::hint_code(news.session, news.returns_in);
       const std::uint32_t choice = history_.choice(e);
       const bool queued = choice != none && chosen_.queued(choice);
@@ -213,25 +203,51 @@ class learned_hazard {
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   /// Whether LRU does better than the choice just now.
   [[nodiscard]] bool follows_lru() const noexcept { return duel_.follows_lru(); }
+  /// What the engine said last of a block's session, in the model's code; 0 where it said nothing.
+  [[nodiscard]] unsigned heard(std::uint64_t key) const noexcept {
+    const std::uint32_t e = history_.find(key);
+    return e == none ? 0 : history_[e].hint;
+  }
+  /// Whether every chosen block's line of parents comes to an end; for tests, O(slots).
+  [[nodiscard]] bool choices_end() const { return chosen_.lines_end(); }
 
  private:
   using entry = detail::block_history::entry;
   static constexpr std::uint32_t none = detail::block_history::none;
-  static constexpr std::size_t blocks_per_fit = 16;
+  static constexpr std::size_t stretch = 16'384;  // blocks
 
-  /// Starts a request, or goes on with one that was told of before; returns when it began.
-  std::pair<std::uint32_t, bool> begin(std::uint64_t id) noexcept {
-    if (id != 0)
-      for (const auto& [known, when] : under_way_)
-        if (known == id) return {when, true};
-    ++now_;
-    if (id != 0) under_way_[next_under_way_++ % under_way_.size()] = {id, now_};
+  void pass_time(std::uint32_t requests) noexcept {
+    now_ += requests;
     history_.grow_older(now_, model_, [this](std::uint32_t e) {
       const std::uint32_t choice = history_.choice(e);
       chosen_.dequeue(choice);
       if (chosen_.leaf(choice)) queue(choice, false);
     });
-    return {now_, false};
+  }
+
+  /// Finds the entries of a request's blocks, front first, what of its prompt is known, and which of its blocks the
+  /// choice, LRU and the tier itself have without a gap.
+  std::array<std::size_t, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
+    for (const eviction_entry& block : request.blocks) history_.prefetch_bucket(block.key);
+    for (const eviction_entry& block : request.blocks) history_.prefetch_entry(block.key);
+    current_.resize(request.blocks.size());
+    std::array<std::size_t, 3> hits{};
+    for (std::size_t i = 0; i < current_.size(); ++i) {
+      const std::uint32_t e = history_.find(request.blocks[current_.size() - 1 - i].key);
+      current_[i] = e;
+      if (e != none && goes_on && history_[e].last >= so_far.began) continue;  // told before
+      so_far.known = so_far.known && e != none;
+      so_far.new_blocks += so_far.known ? 0U : 1U;
+      if (so_far.known) so_far.gap = history_.age(e) + 1U;
+      if (e == none) so_far.hitting.fill(false);
+      if (e == none) continue;
+      const std::array<bool, 3> here{history_.choice(e) != none, history_[e].in_lru != 0, history_.slot(e) != no_slot};
+      for (std::size_t w = 0; w < here.size(); ++w) {
+        so_far.hitting[w] = so_far.hitting[w] && here[w];
+        hits[w] += so_far.hitting[w] ? 1U : 0U;
+      }
+    }
+    return hits;
   }
 
   // A class that was never seen before has values at once.
@@ -242,6 +258,9 @@ class learned_hazard {
     if (model_.classes() != known) publish_values(cls);
     return cls;
   }
+  void learn(std::size_t blocks) noexcept {
+    model_.learn(blocks, slots_, now_, [this](unsigned cls) { publish_values(cls); });
+  }
   void publish_values(unsigned cls) noexcept {
     for (unsigned age = 0; age < detail::hazard_model::ages; ++age) {
       const unsigned cell = detail::hazard_model::cell(cls, age);
@@ -249,52 +268,57 @@ class learned_hazard {
     }
   }
 
-  void start(std::uint32_t e, detail::block_traits traits) noexcept {
-    entry& x = history_[e];
-    x.uses = 0;
-    place(e, traits);
-  }
-  void renew(std::uint32_t e, detail::block_traits traits) noexcept {
-    history_.leave_age(e, true, model_);
-    history_.unlink(e);
-    place(e, traits);
-  }
-  void place(std::uint32_t e, detail::block_traits traits) noexcept {
+  /// Puts a used entry behind another, `later` requests earlier; behind none: as the newest.
+  void place(std::uint32_t e, detail::block_traits traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
     entry& x = history_[e];
     if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
     traits.uses = x.uses;
     x.gap = traits.gap & 31U;
     x.news = 0;
     x.hint = traits.hint & 7U;
-    x.last = now_;
+    x.last = ahead != none ? history_[ahead].last - earlier : now_;
     x.passed = 0;
     x.cls = published([&] { return model_.classify(traits, now_); });
-    history_.push_newest(e);
-    history_.enter_first_age(e, model_);
+    if (ahead != none)
+      history_.push_behind(e, ahead);
+    else
+      history_.push_newest(e);
+    history_.enter_age(e, model_);
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
-    if (!was_in_lru && history_.slot(e) != no_slot) not_in_lru_.remove(history_.slot(e));
-    if (out != none && history_.slot(out) != no_slot) not_in_lru_.push_newest(0, history_.slot(out));
+    if (!was_in_lru && x.in_lru != 0 && history_.slot(e) != no_slot) not_in_lru_.remove(history_.slot(e));
+    if (out != none && (out != e || was_in_lru) && history_.slot(out) != no_slot)
+      not_in_lru_.push_newest(0, history_.slot(out));
+  }
+  /// What was the last block of a request so far has others behind it.
+  void was_not_last(std::uint32_t e, const detail::request_so_far& so_far) noexcept {
+    detail::block_traits traits;
+    traits.uses = history_[e].uses;
+    traits.gap = history_[e].gap;
+    traits.hint = history_[e].hint;
+    traits.new_blocks = so_far.new_blocks;
+    history_.correct_class(e, published([&] { return model_.classify(traits, now_); }), model_);
   }
 
   /// Chooses among the request's newcomers, front first, and what is chosen already and not of this request.
-  void choose(const eviction_request& request, std::uint32_t before) noexcept {
+  void choose(const eviction_request& request, std::uint32_t front, detail::request_so_far& so_far) noexcept {
     const std::size_t count = current_.size();
-    std::uint32_t parent = before != none ? history_.choice(before) : none;
-    deciding_ = true;
-    float worth = 0;
-    bool first = true;
+    // The block in front is of the request as well: none behind it may take its place.
+    const std::uint32_t before = front != none ? history_.choice(front) : none;
+    if (before != none) chosen_.dequeue(before);
+    if (front != none) history_[front].deciding = 1;
+    std::uint32_t parent = before;
     for (std::size_t i = 0; i < count; ++i) {
       const std::uint32_t e = current_[i];
       if (history_.key(e) != request.blocks[count - 1 - i].key) break;
       if (history_.choice(e) == none) {
         // A block is of use only with those in front of it.
-        const float own = model_.value(detail::hazard_model::cell(history_[e].cls, 0));
-        worth = first ? own : std::min(worth, own);
-        first = false;
+        so_far.worth = std::min(so_far.worth, model_.value(detail::hazard_model::cell(history_[e].cls, 0)));
+        if (so_far.blocks != 0 && front != none && before == none) break;
         if (chosen_.full()) {
+          if (chosen_.only_aside()) requeue_aside();
           const std::uint32_t victim = chosen_.weakest();
-          if (victim == none || worth < chosen_.least_value()) break;
+          if (victim == none || so_far.worth < chosen_.least_value()) break;
           give_up(victim);
           if (const std::uint32_t next = chosen_.weakest(); next != none) history_.prefetch_at(chosen_.entry(next));
         }
@@ -302,11 +326,19 @@ class learned_hazard {
       }
       parent = history_.choice(e);
     }
-    deciding_ = false;
-    for (std::size_t i = count; i-- > 0;) {
-      const std::uint32_t choice = history_.choice(current_[i]);
-      if (choice != none && chosen_.leaf(choice) && !chosen_.queued(choice)) queue(choice, false);
+    for (std::size_t i = count; i-- > 0;) decided(current_[i]);
+    if (front != none) decided(front);
+  }
+  void requeue_aside() noexcept {
+    for (std::uint32_t choice = chosen_.first_aside(); choice != none; choice = chosen_.first_aside()) {
+      chosen_.dequeue(choice);
+      queue(choice, false);
     }
+  }
+  void decided(std::uint32_t e) noexcept {
+    history_[e].deciding = 0;
+    const std::uint32_t choice = history_.choice(e);
+    if (choice != none && chosen_.leaf(choice) && !chosen_.queued(choice)) queue(choice, false);
   }
   std::uint32_t choose(std::uint32_t e, std::uint32_t parent) noexcept {
     const std::uint32_t choice = chosen_.add(e, parent);
@@ -323,7 +355,7 @@ class learned_hazard {
     if (parent != none) {
       entry& above = history_[chosen_.entry(parent)];
       above.leaf = 1;
-      if (!deciding_ || above.last != now_) queue(parent, true);
+      if (above.deciding == 0) queue(parent, true);
     }
     chosen_.remove(choice);
     history_.set_choice(e, none);
@@ -335,6 +367,25 @@ class learned_hazard {
     chosen_.enqueue(choice, detail::hazard_model::cell(history_.standing(e), history_.age(e)), as_oldest);
   }
 
+  template <class Pinned>
+  [[nodiscard]] bool may_go(std::uint32_t choice, Pinned& pinned) const {
+    const slot_index slot = history_.slot(chosen_.entry(choice));
+    return slot != no_slot && !pinned(slot);
+  }
+  template <class Pinned>
+  [[nodiscard]] slot_index take_aside(std::size_t tries, Pinned& pinned) {
+    for (tries = std::min(tries, chosen_.aside()); tries != 0; --tries) {
+      const std::uint32_t choice = chosen_.first_aside();
+      if (may_go(choice, pinned)) return take(history_.slot(chosen_.entry(choice)));
+      chosen_.set_aside(choice);
+    }
+    return no_slot;
+  }
+  slot_index take(slot_index slot) noexcept {
+    const std::uint32_t choice = history_.choice(entry_in_[slot]);
+    if (choice != none) give_up(choice);
+    return vacate(slot);
+  }
   slot_index vacate(slot_index slot) noexcept {
     const std::uint32_t e = std::exchange(entry_in_[slot], none);
     if (history_.choice(e) == none) not_chosen_.remove(slot);
@@ -343,30 +394,6 @@ class learned_hazard {
     --size_;
     history_.drop_if_old(e, model_);
     return slot;
-  }
-
-  /// Renews a share of what is learned for each few blocks, so that no request pays for all of it.
-  void learn(std::size_t blocks) noexcept {
-    seen_ += blocks;
-    if (seen_ >= fade_at_) {
-      fade_at_ = seen_ + 16 * std::max<std::size_t>(slots_, 64);
-      model_.fade();
-    }
-    unfitted_ += blocks;
-    constexpr std::uint32_t beginning = 64;
-    constexpr std::size_t most_at_once = 64;
-    std::size_t fits = std::min(unfitted_ / blocks_per_fit, most_at_once);
-    unfitted_ = fits == most_at_once ? 0 : unfitted_ % blocks_per_fit;
-    if (now_ <= beginning) fits = std::min<std::size_t>(model_.classes(), most_at_once);
-    for (; fits != 0; --fits) {
-      if (next_fit_ >= model_.classes()) {
-        next_fit_ = 1;
-        model_.fit_all_together(now_);
-      }
-      if (model_.classes() == 1) return;
-      model_.fit(next_fit_, now_);
-      publish_values(next_fit_++);
-    }
   }
 
   std::size_t slots_;
@@ -379,16 +406,10 @@ class learned_hazard {
   detail::slot_lists not_chosen_;
   detail::slot_lists not_in_lru_;
   std::vector<std::uint32_t> current_;
-  std::array<std::pair<std::uint64_t, std::uint32_t>, 64> under_way_{};
-  std::size_t next_under_way_ = 0;
+  detail::requests_under_way under_way_;
   std::uint32_t now_ = 0;
   std::size_t size_ = 0;
   std::size_t hand_ = 0;
-  std::size_t seen_ = 0;
-  std::size_t fade_at_ = 0;
-  std::size_t unfitted_ = 0;
-  unsigned next_fit_ = 1;
-  bool deciding_ = false;
 };
 
 static_assert(eviction_policy<learned_hazard>);
