@@ -394,7 +394,8 @@ TEST_CASE("learned_hazard: a prompt told in parts is judged and given up like on
         const request_blocks prompt = row(1000 * (1 + which), 12);
         ++id;
         tier.part(prompt, 0, first_part, id);
-        for (std::size_t b = first_part; b < 12; b += part) tier.part(prompt, b, std::min<std::size_t>(12, b + part), id);
+        for (std::size_t b = first_part; b < 12; b += part)
+          tier.part(prompt, b, std::min<std::size_t>(12, b + part), id);
       }
     }
     CHECK(tier.policy.told(id) == 12);

@@ -80,7 +80,8 @@ class block_history {
     __builtin_prefetch(&places_[e]);
   }
 
-  /// An entry for a key that has none, in no order and no bucket yet. Others may be forgotten for it; their keys change.
+  /// An entry for a key that has none, in no order and no bucket yet. Others may be forgotten for it; their keys
+  /// change.
   [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
     id e = none;
     if (used_ < size_) {

@@ -165,7 +165,8 @@ class hazard_model {
     for (unsigned k = ages; k-- > 0;) {
       const unsigned at = cell(cls, k);
       const float w = width(k);
-      const float hazard = (static_cast<float>(cells_[at].uses) + weight * common_[k] * w) / (exposure(at, now) + weight * w);
+      const float hazard =
+          (static_cast<float>(cells_[at].uses) + weight * common_[k] * w) / (exposure(at, now) + weight * w);
       const float x = hazard * w;
       const float p = x < 0.02F ? x * (1 - x / 2) : 1 - std::exp(-x);
       stretch now_and_on{p, hazard > 0 ? p / hazard : w, 1 - p};

@@ -18,28 +18,25 @@ class policy_duel {
  public:
   [[nodiscard]] bool follows_lru() const noexcept { return follows_lru_; }
 
-  /// Blocks of a request's prefix that each of them has.
-  struct prefix_hits {
-    double own, lru, held;
-  };
-
+  /// Shape   hits: blocks of a request's prefix that the own policy, LRU, and the cache itself have
   /// Units   mean_request: blocks; lead: the own policy's with the earlier parts of the request, where it goes on
-  void request(const prefix_hits& hits, double mean_request, double& lead_so_far, bool goes_on) noexcept {
+  void request(const std::array<double, 3>& hits, double mean_request, double& lead_so_far, bool goes_on) noexcept {
     constexpr double keep = 1 - 1.0 / 2000;  // requests
     constexpr double credit = 0.1;
     constexpr double patience = 0.002;
     constexpr double patience_requests = 1;
     constexpr double least_lead = 0.003;
     constexpr double invested = 0.1;
+    const auto [own, lru, held] = hits;
     const double aged = goes_on ? 1 : keep;
     const double before = lead_so_far;
-    const double lead = hits.own - hits.lru;
+    const double lead = own - lru;
     lead_so_far += lead;
     if (!goes_on) ++requests_;
-    total_ += hits.held - hits.lru;
-    lru_total_ += hits.lru;
-    balance_ = std::min(balance_ * aged + hits.held - hits.lru, credit * hits_ + 2 * mean_request);
-    hits_ = hits_ * aged + hits.lru;
+    total_ += held - lru;
+    lru_total_ += lru;
+    balance_ = std::min(balance_ * aged + held - lru, credit * hits_ + 2 * mean_request);
+    hits_ = hits_ * aged + lru;
     lead_ = std::max(0.0, lead_ * aged + lead);
     spread_ = spread_ * aged + lead_so_far * lead_so_far - before * before;
     if (!follows_lru_) {

@@ -126,6 +126,13 @@ class ranked_blocks {
   [[nodiscard]] std::size_t aside() const noexcept { return aside_; }
   /// Whether all that is queued is aside.
   [[nodiscard]] bool only_aside() const noexcept { return aside_ != 0 && tree_[1] == aside_cell; }
+  template <class Requeue>
+  void requeue_aside(Requeue&& requeue) noexcept {
+    for (id b = first_aside(); b != none; b = first_aside()) {
+      dequeue(b);
+      requeue(b);
+    }
+  }
   void set_value(unsigned cell, float value) noexcept {
     if (values_[cell] == value) return;
     values_[cell] = value;

@@ -25,6 +25,22 @@ struct request_so_far {
   /// Whether all of its blocks so far were in the history, and for each of those compared, whether it had them.
   bool known = true;
   std::array<bool, 3> hitting{true, true, true};
+
+  /// Its next block, which the history has, and which of those compared have.
+  void meet(unsigned used_gap, const std::array<bool, 3>& here, std::array<double, 3>& hits) noexcept {
+    if (known) gap = used_gap;
+    if (!known) ++new_blocks;
+    for (std::size_t w = 0; w < here.size(); ++w) {
+      hitting[w] = hitting[w] && here[w];
+      if (hitting[w]) ++hits[w];
+    }
+  }
+  /// Its next block, of which nothing is known.
+  void meet_unknown() noexcept {
+    known = false;
+    ++new_blocks;
+    hitting.fill(false);
+  }
 };
 
 /// The requests told of lately, by their ids, which count up. One that comes back after some thousand others begins

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -62,7 +61,7 @@ class learned_hazard {
       model_.request_grew(request.before + count - so_far.blocks);
       if (front != none && so_far.deepest_key == request.parent) was_not_last(front, so_far);
     }
-    const std::array<std::size_t, 3> hits = look_up(request, so_far, goes_on);
+    const std::array<double, 3> hits = look_up(request, so_far, goes_on);
 
     detail::block_traits traits;
     traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
@@ -78,7 +77,8 @@ class learned_hazard {
         if (e == none) {
           const std::uint64_t ahead_key = ahead != none ? history_.key(ahead) : 0;
           e = history_.create(key, model_);
-          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key)) ahead = none;  // longer than the history
+          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
+            ahead = none;  // longer than the history
           splits = splits && (ahead != none || i == 0);
         } else {
           history_.leave_age(e, true, model_);
@@ -93,8 +93,7 @@ class learned_hazard {
     choose(request, front != none && history_.key(front) == request.parent ? front : none, so_far);
     so_far.blocks = std::max(so_far.blocks, request.before + count);
     if (count != 0) so_far.deepest_key = request.blocks.front().key;
-    duel_.request({static_cast<double>(hits[0]), static_cast<double>(hits[1]), static_cast<double>(hits[2])},
-                  model_.mean_request(), so_far.lead, goes_on);
+    duel_.request(hits, model_.mean_request(), so_far.lead, goes_on);
     learn(count);
   }
   /// Blocks of a request that access() was told of, from the front.
@@ -148,9 +147,8 @@ class learned_hazard {
   template <class Pinned>
   [[nodiscard]] slot_index evict(Pinned&& pinned) {
     detail::slot_lists& surplus = duel_.follows_lru() ? not_in_lru_ : not_chosen_;
-    for (std::size_t tries = 2 * detail::parked_tries; tries != 0; --tries) {
+    for (std::size_t tries = 2 * detail::parked_tries; tries != 0 && surplus.oldest(0) != no_slot; --tries) {
       const slot_index slot = surplus.oldest(0);
-      if (slot == no_slot) break;
       if (!pinned(slot)) return vacate(slot);
       surplus.move_to_newest(0, slot);
     }
@@ -178,13 +176,12 @@ class learned_hazard {
   /// Shape   keys: of its last request, deepest first
   void advise(std::span<const std::uint64_t> keys, const hints& news) noexcept {
     std::uint32_t last = 0;
-    bool known = false;
+    bool first = true;
     for (const std::uint64_t key : keys) {
       const std::uint32_t e = history_.find(key);
       if (e == none) continue;
       entry& x = history_[e];
-      if (!known) last = x.last;
-      known = true;
+      if (std::exchange(first, false)) last = x.last;
       if (x.last > last) return;
       const unsigned hint = detail::hazard_model::hint_code(news.session, news.returns_in);
       const std::uint32_t choice = history_.choice(e);
@@ -225,27 +222,22 @@ class learned_hazard {
     });
   }
 
-  /// Finds the entries of a request's blocks, front first, what of its prompt is known, and which of its blocks the
-  /// choice, LRU and the tier itself have without a gap.
-  std::array<std::size_t, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
+  /// Finds the entries of a request's blocks, front first, and how many the choice, LRU and the tier have of its
+  /// prefix.
+  std::array<double, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
     for (const eviction_entry& block : request.blocks) history_.prefetch_bucket(block.key);
     for (const eviction_entry& block : request.blocks) history_.prefetch_entry(block.key);
     current_.resize(request.blocks.size());
-    std::array<std::size_t, 3> hits{};
+    std::array<double, 3> hits{};
     for (std::size_t i = 0; i < current_.size(); ++i) {
       const std::uint32_t e = history_.find(request.blocks[current_.size() - 1 - i].key);
       current_[i] = e;
       if (e != none && goes_on && history_[e].last >= so_far.began) continue;  // told before
-      so_far.known = so_far.known && e != none;
-      so_far.new_blocks += so_far.known ? 0U : 1U;
-      if (so_far.known) so_far.gap = history_.age(e) + 1U;
-      if (e == none) so_far.hitting.fill(false);
-      if (e == none) continue;
-      const std::array<bool, 3> here{history_.choice(e) != none, history_[e].in_lru != 0, history_.slot(e) != no_slot};
-      for (std::size_t w = 0; w < here.size(); ++w) {
-        so_far.hitting[w] = so_far.hitting[w] && here[w];
-        hits[w] += so_far.hitting[w] ? 1U : 0U;
-      }
+      if (e == none)
+        so_far.meet_unknown();
+      else
+        so_far.meet(history_.age(e) + 1U,
+                    {history_.choice(e) != none, history_[e].in_lru != 0, history_.slot(e) != no_slot}, hits);
     }
     return hits;
   }
@@ -279,10 +271,7 @@ class learned_hazard {
     x.last = ahead != none ? history_[ahead].last - earlier : now_;
     x.passed = 0;
     x.cls = published([&] { return model_.classify(traits, now_); });
-    if (ahead != none)
-      history_.push_behind(e, ahead);
-    else
-      history_.push_newest(e);
+    ahead != none ? history_.push_behind(e, ahead) : history_.push_newest(e);
     history_.enter_age(e, model_);
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
@@ -316,7 +305,7 @@ class learned_hazard {
         so_far.worth = std::min(so_far.worth, model_.value(detail::hazard_model::cell(history_[e].cls, 0)));
         if (so_far.blocks != 0 && front != none && before == none) break;
         if (chosen_.full()) {
-          if (chosen_.only_aside()) requeue_aside();
+          if (chosen_.only_aside()) chosen_.requeue_aside([this](std::uint32_t choice) { queue(choice, false); });
           const std::uint32_t victim = chosen_.weakest();
           if (victim == none || so_far.worth < chosen_.least_value()) break;
           give_up(victim);
@@ -328,12 +317,6 @@ class learned_hazard {
     }
     for (std::size_t i = count; i-- > 0;) decided(current_[i]);
     if (front != none) decided(front);
-  }
-  void requeue_aside() noexcept {
-    for (std::uint32_t choice = chosen_.first_aside(); choice != none; choice = chosen_.first_aside()) {
-      chosen_.dequeue(choice);
-      queue(choice, false);
-    }
   }
   void decided(std::uint32_t e) noexcept {
     history_[e].deciding = 0;
@@ -351,8 +334,7 @@ class learned_hazard {
     const std::uint32_t e = chosen_.entry(choice);
     // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
     // decided about wait for its end.
-    const std::uint32_t parent = chosen_.left_alone_without(choice);
-    if (parent != none) {
+    if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none) {
       entry& above = history_[chosen_.entry(parent)];
       above.leaf = 1;
       if (above.deciding == 0) queue(parent, true);
