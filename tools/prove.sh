@@ -39,5 +39,9 @@ cmake -S "$root" -B "$build/clang" --preset clang >/dev/null
 cmake --build "$build/clang" -j "$jobs"
 cmake -S "$root" -B "$build/gcc" --preset gcc -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0 >/dev/null
 cmake --build "$build/gcc" -j "$jobs"
+echo "=== the examples under ThreadSanitizer"
+cmake -S "$root" -B "$build/tsan" --preset tsan -DKVX_BUILD_TESTS=OFF >/dev/null
+cmake --build "$build/tsan" -j "$jobs"
+TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 ctest --test-dir "$build/tsan" -j "$jobs" --output-on-failure
 echo "=== every planted bug"
 "$root/tools/mutate.sh" --build-dir "$build/mutations" --jobs "$jobs"

@@ -74,7 +74,7 @@ if [ "$quick" = no ]; then
   part lint
   tools/check.sh
   run asan
-  run tsan
+  run tsan -DKVX_BUILD_EXAMPLES=OFF
   # The sanitized builds leave out the benches and what is about the sources alone.
   run clang -DKVX_TEST_TOPICS=version -DKVX_BUILD_EXAMPLES=OFF
   part "planted bugs"

@@ -74,8 +74,7 @@ inline void touch_in_parallel(std::span<std::byte> memory) noexcept {
   std::byte* const first = memory.data() - before;  // of the page that it begins in
   const std::size_t bytes = round_up(memory.size() + before, page);
   const std::size_t pieces = (bytes + piece - 1) / piece;
-  const std::size_t threads =
-      std::min<std::size_t>({16, std::max(1U, std::thread::hardware_concurrency()), pieces});
+  const std::size_t threads = std::min<std::size_t>({16, std::max(1U, std::thread::hardware_concurrency()), pieces});
   std::atomic<std::size_t> next{0};
   const auto work = [&]() noexcept {
     for (std::size_t i = next++; i < pieces; i = next++) {

@@ -75,8 +75,8 @@ class arena {
   void give_back(std::span<std::byte> part) {
     if (part.empty()) return;
     const std::lock_guard lock(mutex_);
-    const auto behind = std::find_if(returned_.begin(), returned_.end(),
-                                     [&](const auto& other) { return other.data() > part.data(); });
+    const auto behind =
+        std::find_if(returned_.begin(), returned_.end(), [&](const auto& other) { return other.data() > part.data(); });
     const auto added = returned_.insert(behind, part);
     const auto join = [this](auto left, auto right) {
       if (left->data() + left->size() != right->data()) return;
