@@ -51,9 +51,9 @@ struct session_model {
 ///
 /// While a session makes requests it is open: the client is connected. When a response ends in a tool call, the engine
 /// has written that call itself and knows that an answer will come: `follow_up`. A client that leaves closes its
-/// connection, an agent that is done says so: `closed`, `linger` after the last response. Nothing is said that the
-/// engine would learn only later: an open session that comes back and one that does not look alike until the latter
-/// closes.
+/// connection, an agent that is done says so: `closed`, `linger` after the last response. This assumes that every
+/// client says goodbye, and only those that never come back: from `linger` on, not to be closed tells as much. With
+/// `silent_percent` some never say it.
 [[nodiscard]] session_news derive_news(const trace& of, const session_model& model);
 
 }  // namespace kvx_replay
