@@ -184,6 +184,7 @@ TEST_CASE("an arena that cannot be pinned is an error; those that are pinned go 
     auto loaded = t.load(t.to);
     REQUIRE(loaded.ok());
     kept = *loaded;
+    loaded->wait();  // the memory of this scope goes before its engine does
     CHECK(fake_cuda::instance().pinned_arenas() > before);
     host_memory memory;
     fake_cuda::instance().refuse_pinning(true);
