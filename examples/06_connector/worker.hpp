@@ -137,6 +137,7 @@ class worker {
           auto plan = kvx::plan::deserialize(asked.list<std::byte>());
           if (!plan) throw std::runtime_error("connector: the scheduler sent no plan");
           r.plan = std::move(*plan);
+          r.chain.set_id(r.plan.lease.id);
           r.prefetch = cache_.prefetch(r.plan);
           r.prefetching = true;
           break;

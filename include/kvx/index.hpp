@@ -158,6 +158,8 @@ class block_index {
   [[nodiscard]] bool storage_busy(node_id n) const noexcept { return busy_in(nodes_[n].storage); }
   [[nodiscard]] bool has_children_in_memory(node_id n) const noexcept { return nodes_[n].children[0] != 0; }
   [[nodiscard]] bool has_children_in_storage(node_id n) const noexcept { return nodes_[n].children[1] != 0; }
+  /// `no_node` for a prompt's first block, and where the parent was not known.
+  [[nodiscard]] node_id parent(node_id n) const noexcept { return nodes_[n].parent; }
   [[nodiscard]] std::uint32_t lease(node_id n) const noexcept {
     return nodes_[n].lease.load(std::memory_order_relaxed);
   }

@@ -22,7 +22,14 @@ namespace kvx {
 class sequence {
  public:
   sequence() = default;
-  sequence(const block_key& root, std::uint32_t block_tokens) : root_(root), block_tokens_(block_tokens) {}
+  sequence(const block_key& root, std::uint32_t block_tokens, std::uint64_t id = 0)
+      : root_(root), block_tokens_(block_tokens), id_(id) {}
+
+  /// Of the request: policies that learn count what is loaded and saved under one id as one request, however many
+  /// calls it takes. `cache::make_sequence` gives a new one; 0: none.
+  [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
+  /// For a worker that is sent its scheduler's plan: `set_id(plan.lease.id)`.
+  void set_id(std::uint64_t id) noexcept { id_ = id; }
 
   /// Number of full blocks, each with a key.
   [[nodiscard]] std::size_t blocks() const noexcept { return keys_.size(); }
@@ -54,7 +61,8 @@ class sequence {
     return out;
   }
 
-  /// What saves of this sequence tell of its blocks; `cache::hint` changes it for blocks that are cached.
+  /// What saves of this sequence tell of its blocks. Of a block that is cached already the stronger orders hold, those
+  /// it had or these; `cache::hint` takes orders back.
   void set_hints(const hints& wanted) noexcept { hints_ = wanted; }
   [[nodiscard]] const hints& given_hints() const noexcept { return hints_; }
 
@@ -79,6 +87,7 @@ class sequence {
  private:
   block_key root_{};
   std::uint32_t block_tokens_ = 0;
+  std::uint64_t id_ = 0;
   std::vector<token_id> tokens_;
   std::vector<block_key> keys_;
   std::vector<std::pair<std::size_t, std::vector<std::byte>>> extras_;

@@ -148,7 +148,7 @@ TEST_CASE("what storage takes passes through memory, whatever memory's policy th
   CHECK(f.cached(2, 5) == 5);
 }
 
-TEST_CASE("policies are told of a save's new blocks and of a load's blocks, deepest first") {
+TEST_CASE("policies are told of a save's blocks and of a load's, deepest first") {
   choosy::reset();
   fixture<choosy> f;
   kvx::sequence chain = f.prefill(1, 4);
@@ -169,9 +169,9 @@ TEST_CASE("policies are told of a save's new blocks and of a load's blocks, deep
   const kvx::sequence longer = f.prefill(1, 6);
   (void)f.save(longer);
   REQUIRE(choosy::told.size() == 2);
-  CHECK(choosy::told[1].before == 4);
-  CHECK(choosy::told[1].parent == bits_of(longer.key(3)));
-  CHECK(choosy::blocks[1].size() == 2);
+  CHECK(choosy::told[1].before == 0);
+  REQUIRE(choosy::blocks[1].size() == 6);
+  for (std::size_t b = 0; b < 6; ++b) CHECK((choosy::blocks[1][5 - b].slot == kvx::no_slot) == (b >= 4));
 
   const kvx::plan plan = f.cache.match(tokens_of(1, 25));
   REQUIRE(plan.blocks() == 6);
@@ -187,6 +187,47 @@ TEST_CASE("policies are told of a save's new blocks and of a load's blocks, deep
   f.cache.load(plan, pages_from(34, 4), {}, 2).wait();
   CHECK(choosy::told[3].before == 2);
   CHECK(choosy::told[3].parent == bits_of(longer.key(1)));
+}
+
+TEST_CASE("a request that comes in parts is told once, under one id") {
+  choosy::reset();
+  const kvx_test::temporary_directory root;  // storage's policy is told as well, after memory's
+  fixture<choosy> f(root.path());
+  (void)f.save(1, 2);
+  choosy::reset();
+  kvx::sequence chain = f.prefill(1, 3);
+  REQUIRE(chain.id() != 0);
+  const kvx::plan plan = f.cache.match(chain);
+  CHECK(plan.lease.id == chain.id());
+  REQUIRE(plan.blocks() == 2);
+  f.cache.load(plan, pages_from(32, 2)).wait();
+  REQUIRE(f.cache.save(chain, 2, pages_from(2, 1)).wait_stored(10s));
+  (void)f.cache.extend(chain, tokens_of(7, 12));
+  for (std::size_t b = 3; b < 6; ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+  REQUIRE(f.cache.save(chain, 4, pages_from(4, 2)).wait_stored(10s));  // block 3 is the engine's own
+  REQUIRE(choosy::told.size() == 6);
+  constexpr std::size_t begin[] = {0, 2, 3};
+  constexpr std::size_t end[] = {2, 3, 6};
+  for (std::size_t t = 0; t < 6; ++t) {
+    CAPTURE(t);
+    CHECK(choosy::told[t].id == chain.id());
+    CHECK(choosy::told[t].before == begin[t / 2]);
+    REQUIRE(choosy::blocks[t].size() == end[t / 2] - begin[t / 2]);
+    for (std::size_t b = begin[t / 2]; b < end[t / 2]; ++b)
+      CHECK(choosy::blocks[t][end[t / 2] - 1 - b].key == bits_of(chain.key(b)));
+  }
+  CHECK(f.cache.make_sequence(tokens_of(1, 5)).id() != chain.id());
+}
+
+TEST_CASE("a save without an id tells of its own blocks alone") {
+  choosy::reset();
+  fixture<choosy> f;
+  kvx::sequence chain = f.prefill(1, 4);
+  chain.set_id(0);
+  REQUIRE(f.cache.save(chain, 2, pages_from(2, 2)).wait_stored(10s));
+  REQUIRE(choosy::told.size() == 1);
+  CHECK(choosy::told[0].before == 2);
+  CHECK(choosy::told[0].parent == bits_of(chain.key(1)));
 }
 
 TEST_CASE("hint: the policy hears of the session, deepest block first") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvx/eviction/fifo.hpp>
+#include <kvx/eviction/lru.hpp>
 #include <kvx/tier/newcomer_queue.hpp>
 
 #include <doctest/doctest.h>
@@ -25,4 +26,57 @@ TEST_CASE("newcomers that were not settled go when nothing else is left, deepest
   CHECK(queue.evict(0, free) == 1);
   CHECK(queue.evict(0, free) == 0);
   CHECK(queue.evict(0, free) == kvx::no_slot);
+}
+
+TEST_CASE("what is saved in parts goes from its end on, though the end came last") {
+  kvx::newcomer_queue<kvx::lru> queue(8);
+  const auto free = [](kvx::slot_index) { return false; };
+  queue.add({0, 10, 0}, {1, kvx::no_slot});
+  queue.add({1, 11, 16}, {1, 0});
+  queue.settle();
+  queue.add({7, 20, 0}, {2, kvx::no_slot});  // another prompt
+  queue.settle();
+  queue.add({3, 13, 48}, {1, 2});
+  queue.add({2, 12, 32}, {1, 1});
+  queue.settle();
+  for (const kvx::slot_index next : {3U, 2U, 1U, 0U, 7U}) CHECK(queue.evict(0, free) == next);
+}
+
+TEST_CASE("what goes on with another request's block is no older than other newcomers") {
+  kvx::newcomer_queue<kvx::lru> queue(8);
+  const auto free = [](kvx::slot_index) { return false; };
+  queue.add({7, 20, 0}, {2, kvx::no_slot});
+  queue.add({0, 10, 0}, {1, kvx::no_slot});
+  queue.settle();
+  queue.add({1, 11, 16}, {3, 0});
+  SUBCASE("") {}
+  SUBCASE("nor where that block is gone") { queue.remove(0); }
+  queue.settle();
+  CHECK(queue.evict(0, free) == 7);
+  if (queue.contains(0)) CHECK(queue.evict(0, free) == 0);
+  CHECK(queue.evict(0, free) == 1);
+}
+
+TEST_CASE("where all have high priority, not every eviction walks over all of them") {
+  constexpr kvx::slot_index slots = 4096;
+  kvx::newcomer_queue<kvx::lru> queue(slots);
+  const kvx::block_orders high{kvx::retention::high, false, 0};
+  const auto arrive = [&](kvx::slot_index slot, const kvx::block_orders& wanted) {
+    queue.order(slot, wanted);
+    queue.add({slot, slot, 0});
+    queue.settle();
+  };
+  for (kvx::slot_index slot = 0; slot < slots; ++slot) arrive(slot, high);
+  std::size_t looked_at = 0;
+  const auto free = [&](kvx::slot_index) {
+    ++looked_at;
+    return false;
+  };
+  for (kvx::slot_index i = 0; i < slots / 2; ++i) CHECK(queue.evict(0, free) == i);
+  for (kvx::slot_index i = 0; i < slots / 2; ++i) arrive(i, high);
+  for (kvx::slot_index i = 0; i < slots / 2; ++i) CHECK(queue.evict(0, free) == slots / 2 + i);
+  CHECK(looked_at < 4 * slots);
+  // One that may go is found at once all the same.
+  arrive(slots - 1, {});
+  CHECK(queue.evict(0, free) == slots - 1);
 }

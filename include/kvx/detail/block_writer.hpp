@@ -13,7 +13,8 @@ template <class Digest>
 struct saved_block {
   std::size_t entry = 0;
   std::uint16_t group = 0;
-  std::size_t block = 0;  // position in the prompt
+  std::size_t block = 0;      // position in the prompt
+  std::uint64_t request = 0;  // that it is saved for
   node_id node = no_node;
   slot_index slot = no_slot;
   std::uint32_t fills = 0;  // of the slot, which may be given up and filled again
@@ -22,7 +23,6 @@ struct saved_block {
   std::vector<token_id> tokens;
   std::vector<std::byte> extra;
   std::vector<std::uint64_t> page_checksums{};  // where the transfer engine says them
-  hints wanted{};
 };
 
 /// Takes blocks from memory to storage: seals them (header and digests), writes them, and logs them in the journal.
@@ -222,6 +222,7 @@ class block_writer {
     g.memory.set_dirty(w->what.slot, false);
     g.memory.pin(w->what.slot);
     g.storage->assign(place, w->what.node);
+    g.storage->order(place, g.memory.orders(w->what.slot));
     g.index.set_storage(w->what.node, place, true);
     writes_.push_back(w);
     ++state_.writes_under_way;
@@ -274,8 +275,7 @@ class block_writer {
       state_.metrics.storage.stored.add();
       state_.metrics.storage.blocks.add();
       g.index.set_storage(w->what.node, w->place, false);
-      g.storage->publish(g.entry_of(w->place, w->what.node, w->what.block));
-      g.storage->order(w->place, w->what.wanted, state_.expires(w->what.wanted, now));
+      g.publish_on_storage(w->place, w->what.node, w->what.block, w->what.request);
       store.log_insert(to_block_key(g.index.key(w->what.node)), w->what.parent, w->place, w->generation);
       if (closed_)
         state_.decide(*w->ticket, w->what.entry, errc::closed);

@@ -146,7 +146,7 @@ struct cache_core final : ticket_owner {
                    [](const block_key& key) { return group_type::bits_of(key); });
     const clock::time_point now = clock::now();
     const std::lock_guard lock(state.mutex);
-    const std::uint32_t expires = state.expires(news, now);
+    const block_orders orders = state.orders(news, now);
     for (const auto& g : state.groups) {
       g->memory.advise(deepest_first, news);
       if (g->storage) g->storage->advise(deepest_first, news);
@@ -154,9 +154,8 @@ struct cache_core final : ticket_owner {
         const node_id node = g->index.find(from_block_key<digest_type>(key));
         if (node == no_node) continue;
         const slot_index slot = g->index.memory_slot(node);
-        if (slot != no_slot && g->memory.published(slot)) g->memory.order(slot, news, expires);
-        const slot_index place = g->index.storage_slot(node);
-        if (place != no_slot && g->storage->published(place)) g->storage->order(place, news, expires);
+        if (slot != no_slot) g->memory.order(slot, orders);
+        if (const slot_index place = g->own_place(node); place != no_slot) g->storage->order(place, orders);
       }
     }
   }

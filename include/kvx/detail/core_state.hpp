@@ -56,6 +56,14 @@ struct slot_waiter {
   std::size_t entry = 0;
 };
 
+/// 0 where the system has no random numbers: an index without a secret works as well, for those who trust their
+/// prompts.
+[[nodiscard]] inline std::uint64_t random_word() {
+  std::uint64_t word = 0;
+  if (const auto id = random_id()) std::memcpy(&word, id->bytes.data(), sizeof word);
+  return word;
+}
+
 /// Everything of one layer group: where its blocks are, and in which order to give them up.
 template <class Digest, class Policies>
 struct group_state {
@@ -71,7 +79,7 @@ struct group_state {
                     : nullptr),
         memory_admission(memory.capacity()),
         storage_admission(storage ? storage->capacity() : 0),
-        index(most_nodes(), secret()),
+        index(most_nodes(), random_word()),
         tokens_(memory.capacity() * geometry.token_capacity),
         has_tokens_(memory.capacity(), false) {}
 
@@ -92,11 +100,10 @@ struct group_state {
   [[nodiscard]] std::size_t most_nodes() const noexcept {
     return memory.capacity() + (storage ? storage->capacity() : 0);
   }
-  [[nodiscard]] static std::uint64_t secret() {
-    std::uint64_t word = 0;
-    // Without it the index works as well, for those who trust their prompts.
-    if (const auto id = random_id()) std::memcpy(&word, id->bytes.data(), sizeof word);
-    return word;
+  /// Where this process wrote a node's block, or is writing it; `no_slot` for other writers' places.
+  [[nodiscard]] slot_index own_place(node_id node) const noexcept {
+    const slot_index place = index.storage_slot(node);
+    return place != no_slot && (storage->published(place) || index.storage_busy(node)) ? place : no_slot;
   }
   /// Remembers the tokens of a slot's block; none where the engine gave only keys.
   void keep_tokens(slot_index slot, std::span<const token_id> tokens) {
@@ -117,6 +124,16 @@ struct group_state {
   /// Shape   block: its position in the prompt
   [[nodiscard]] eviction_entry entry_of(slot_index slot, node_id node, std::size_t block) const noexcept {
     return {slot, bits_of(index.key(node)), static_cast<std::uint32_t>(block * geometry.token_capacity)};
+  }
+  /// A block that arrived may be evicted from now on.
+  /// Shape   block: its position in the prompt; request: that brings it in
+  void publish_in_memory(slot_index slot, node_id node, std::size_t block, std::uint64_t request) {
+    const node_id parent = index.parent(node);
+    memory.publish(entry_of(slot, node, block), {request, parent == no_node ? no_slot : index.memory_slot(parent)});
+  }
+  void publish_on_storage(slot_index place, node_id node, std::size_t block, std::uint64_t request) {
+    const node_id parent = index.parent(node);
+    storage->publish(entry_of(place, node, block), {request, parent == no_node ? no_slot : index.storage_slot(parent)});
   }
   /// What policies are told of a key.
   template <class Key>
@@ -165,6 +182,8 @@ struct core_state {
   breaker loads_breaker;
   breaker saves_breaker;
   std::atomic<std::uint64_t> next_ticket{1};
+  // Plans and sequences go to other processes, whose own requests must not seem the same: it starts anywhere.
+  std::atomic<std::uint64_t> next_request{random_word()};
   std::deque<completion> completions;
   std::vector<block_event> events;
 
@@ -183,11 +202,13 @@ struct core_state {
     return static_cast<std::uint32_t>((at - born) / lease_step) + 1;
   }
 
-  /// When an order for blocks ends, in the clock of leases; 0: never.
-  [[nodiscard]] std::uint32_t expires(const hints& wanted, clock::time_point now) const noexcept {
-    if (wanted.time_to_live <= std::chrono::milliseconds{0}) return 0;
+  /// What an engine orders now, for the tiers; they are told the time in the clock of leases.
+  [[nodiscard]] block_orders orders(const hints& wanted, clock::time_point now) const noexcept {
+    block_orders made{wanted.priority, wanted.pinned, 0};
+    if (wanted.time_to_live <= std::chrono::milliseconds{0}) return made;
     const clock::duration most = std::chrono::hours{24 * 365};
-    return lease_clock(now + std::min<clock::duration>(wanted.time_to_live, most)) + 1;
+    made.expires = lease_clock(now + std::min<clock::duration>(wanted.time_to_live, most)) + 1;
+    return made;
   }
 
   void wake_pump() {

@@ -166,6 +166,7 @@ class fetcher {
     }
 
     g.memory.assign(slot, node);
+    g.memory.order(slot, g.storage->orders(place));
     g.index.set_memory(node, slot, true);
     g.waiters[slot].push_back(next);
     auto* r = new read;
@@ -264,7 +265,7 @@ class fetcher {
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
-      g.memory.publish(g.entry_of(r.slot, r.node, r.block));
+      g.publish_in_memory(r.slot, r.node, r.block, r.what->lease.id);
       g.keep_tokens(r.slot, r.what->block(r.block));
       g.index.set_memory(r.node, r.slot, false);
       state_.metrics.memory.stored.add();

@@ -128,7 +128,7 @@ class matcher {
         for (std::size_t b = 0; b < blocks; ++b) by_group[g * blocks + b] = out.tiers[b * groups + g];
       out.tiers = std::move(by_group);
     }
-    out.lease.id = state_.next_ticket.fetch_add(1, std::memory_order_relaxed);
+    out.lease.id = state_.next_request.fetch_add(1, std::memory_order_relaxed);
     if (why == matching::worth_loading) count(prompt_tokens, out);
   }
 

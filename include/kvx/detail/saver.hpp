@@ -47,15 +47,17 @@ class saver {
     made.entry = entry;
     made.group = group;
     made.block = block;
+    made.request = from.id();
     made.key = key;
     made.parent = to_block_key(from_block_key<digest_type>(from.parent(block)));  // engines' keys may be longer
     made.tokens.assign(tokens.begin(), tokens.end());
     made.extra = std::move(extra);
-    made.wanted = from.given_hints();
+    const block_orders orders = state_.orders(from.given_hints(), now);
     if (const node_id known = g.index.find(key);
         known != no_node && (g.index.memory_slot(known) != no_slot || g.index.storage_slot(known) != no_slot)) {
       made.node = known;
       made.slot = g.index.memory_slot(known);
+      strengthen(g, known, orders);
       if (made.slot != no_slot) made.fills = g.memory.fills(made.slot);
       // An earlier save of it may have been dropped on its way to storage.
       const bool only_in_memory = g.storage && g.index.storage_slot(known) == no_slot;
@@ -90,6 +92,7 @@ class saver {
       return std::nullopt;
     }
     g.memory.assign(slot, node);
+    g.memory.order(slot, orders);
     g.index.set_memory(node, slot, true);
     // From now on, so that the blocks behind it know.
     g.memory.set_dirty(slot, to_storage);
@@ -100,25 +103,17 @@ class saver {
     return made;
   }
 
-  /// Tells the policies that learn from requests which blocks of a save are new. Caller holds the lock.
+  /// Tells the tiers' eviction policies of a save's request: of all its blocks so far that they were not told of, also
+  /// of those in front that the engine had itself. Caller holds the lock.
   /// Shape   saved(block): whether the engine keeps the block's pages of this group
   template <class Saved>
   void announce(std::uint16_t group, const sequence& from, std::size_t first, std::size_t blocks, Saved&& saved) {
-    if constexpr (request_eviction<typename Policies::eviction>) {
-      group_type& g = *state_.groups[group];
-      news to_memory;
-      news to_storage;
-      for (std::size_t b = first + blocks; b-- > first;) {
-        if (!saved(b - first)) continue;
-        const node_id node = g.index.find(from_block_key<digest_type>(from.key(b)));
-        const bool stored = node != no_node && g.index.storage_slot(node) != no_slot;
-        const bool here = node != no_node && g.index.memory_slot(node) != no_slot;
-        if (!here && !stored) to_memory.add(from, b);
-        if (g.storage && !stored) to_storage.add(from, b);
-      }
-      if (!to_memory.blocks.empty()) g.memory.access(to_memory.request(from));
-      if (!to_storage.blocks.empty()) g.storage->access(to_storage.request(from));
-    }
+    group_type& g = *state_.groups[group];
+    const auto is_saved = [&](std::size_t b) { return b < first || saved(b - first); };
+    tell(g, g.memory, from, first, first + blocks, is_saved, [&](node_id node) { return g.index.memory_slot(node); });
+    if (g.storage)
+      tell(g, *g.storage, from, first, first + blocks, is_saved,
+           [&](node_id node) { return g.index.storage_slot(node); });
   }
 
   /// A block for which the engine keeps no page: there is nothing to save. Caller holds the lock.
@@ -176,25 +171,34 @@ class saver {
   }
 
  private:
-  // Blocks that a tier does not have, deepest first.
-  struct news {
-    std::vector<eviction_entry> blocks;
-    std::size_t first = 0;
-
-    void add(const sequence& from, std::size_t block) {
-      blocks.push_back({no_slot, group_type::bits_of(from.key(block))});
-      first = block;
+  template <class Tier, class Saved, class SlotOf>
+  void tell(group_type& g, Tier& tier, const sequence& from, std::size_t first, std::size_t end, Saved& saved,
+            SlotOf&& slot_of) {
+    const std::size_t begin = from.id() == 0 ? first : std::min(first, tier.told(from.id()));
+    told_.clear();
+    eviction_request request;
+    for (std::size_t b = end; b-- > begin;) {
+      if (!saved(b)) continue;
+      const node_id node = g.index.find(from_block_key<digest_type>(from.key(b)));
+      const slot_index slot = node == no_node ? no_slot : slot_of(node);
+      told_.push_back({slot != no_slot && tier.published(slot) ? slot : no_slot, group_type::bits_of(from.key(b))});
+      request.before = b;
     }
-    [[nodiscard]] eviction_request request(const sequence& from) const {
-      eviction_request made;
-      made.blocks = blocks;
-      made.before = first;
-      if (first != 0) made.parent = group_type::bits_of(from.key(first - 1));
-      made.session = from.given_hints().session;
-      made.returns_in = from.given_hints().returns_in;
-      return made;
-    }
-  };
+    if (told_.empty()) return;
+    request.blocks = told_;
+    if (request.before != 0) request.parent = group_type::bits_of(from.key(request.before - 1));
+    request.id = from.id();
+    request.session = from.given_hints().session;
+    request.returns_in = from.given_hints().returns_in;
+    tier.access(request);
+  }
+  // A block that is cached already and saved again, by another request as a rule.
+  static void strengthen(group_type& g, node_id node, const block_orders& orders) {
+    if (const slot_index slot = g.index.memory_slot(node); slot != no_slot)
+      g.memory.order(slot, block_orders::stronger(g.memory.orders(slot), orders));
+    if (const slot_index place = g.own_place(node); place != no_slot)
+      g.storage->order(place, block_orders::stronger(g.storage->orders(place), orders));
+  }
   void refuse(save_state& ticket, std::size_t entry, tier where) {
     state_.metrics.of(where).refused.add();
     state_.decide(ticket, entry, errc::refused);
@@ -237,8 +241,7 @@ class saver {
   void publish(job& j, clock::time_point now) {
     for (const copy& c : j.copies) {
       group_type& g = *state_.groups[c.group];
-      g.memory.publish(g.entry_of(c.slot, c.node, c.block));
-      g.memory.order(c.slot, c.wanted, state_.expires(c.wanted, now));
+      g.publish_in_memory(c.slot, c.node, c.block, c.request);
       g.index.set_memory(c.node, c.slot, false);
       state_.metrics.memory.stored.add();
       state_.metrics.memory.blocks.add();
@@ -260,6 +263,7 @@ class saver {
   state_type& state_;
   block_writer<Hasher, Policies, Io>& writer_;
   std::vector<job> copying_;
+  std::vector<eviction_entry> told_;
 };
 
 }  // namespace kvx::detail

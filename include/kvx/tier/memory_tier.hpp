@@ -50,15 +50,19 @@ class memory_tier {
   [[nodiscard]] std::uint32_t fills(slot_index slot) const noexcept { return slots_[slot].fills; }
 
   /// The slot holds a verified block and may be evicted from now on.
-  void publish(const eviction_entry& entry) { evictable_.add(entry); }
+  void publish(const eviction_entry& entry, const block_origin& from) { evictable_.add(entry, from); }
   /// An operation that brought blocks is finished.
   void settle() { evictable_.settle(); }
   /// A request uses blocks; slots are published ones.
   void access(const eviction_request& request) { evictable_.access(request); }
   [[nodiscard]] bool admits(std::uint64_t key) const { return evictable_.admits(key); }
   void advise(std::span<const std::uint64_t> keys, const hints& news) { evictable_.advise(keys, news); }
-  /// Shape   slot: published; expires: in the clock of evict(), 0 for never
-  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { evictable_.order(slot, wanted, expires); }
+  /// How many blocks of a request access() was told of, from the front.
+  [[nodiscard]] std::size_t told(std::uint64_t request) const noexcept { return evictable_.told(request); }
+  /// What the engine orders for an assigned slot, in place of what it ordered before; it holds until the slot is given
+  /// back.
+  void order(slot_index slot, const block_orders& wanted) { evictable_.order(slot, wanted); }
+  [[nodiscard]] block_orders orders(slot_index slot) const noexcept { return evictable_.orders(slot); }
   [[nodiscard]] bool published(slot_index slot) const noexcept { return evictable_.contains(slot); }
 
   /// Gives a slot back; one that was published leaves the policy.

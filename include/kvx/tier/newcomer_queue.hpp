@@ -3,6 +3,7 @@
 
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/tier/slot_orders.hpp>
+#include <kvx/tier/told_requests.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
@@ -15,22 +16,38 @@
 
 namespace kvx {
 
+/// Where a block comes from that arrives in a tier.
+struct block_origin {
+  /// The request that brings it in; 0: unknown.
+  std::uint64_t request = 0;
+  /// Where the tier has the block in front of it; `no_slot`: nowhere.
+  slot_index front = no_slot;
+};
+
 /// An eviction policy behind a list of newcomers, which reach it tail first, and behind what the engine ordered.
 ///
 /// Blocks arrive front first, one by one, as copies and reads end; policies want a prompt's deepest block first,
 /// so that its prefix stays longest. So newcomers wait until their operation is finished, or until nothing else
-/// is left to evict, and then go to the policy deepest first.
+/// is left to evict, and then go to the policy deepest first. What a request brings in later goes behind what it
+/// brought in before, where the policy can do that.
 /// Thread  one caller at a time
-/// Cost    one byte per slot beside the policy's own
+/// Cost    nine bytes per slot and 32 KiB, beside the policy's own
 template <eviction_policy Policy>
 class newcomer_queue {
  public:
-  explicit newcomer_queue(std::size_t slots) : places_(slots, place::outside), policy_(slots), orders_(slots) {}
+  explicit newcomer_queue(std::size_t slots)
+      : places_(slots, place::outside),
+        origins_(chained_eviction<Policy> ? slots : 0),
+        policy_(slots),
+        orders_(slots) {}
 
   /// Shape   entry.slot: not in here
-  void add(const eviction_entry& entry) {
+  void add(const eviction_entry& entry, const block_origin& from = {}) {
     places_[entry.slot] = place::newcomer;
+    if constexpr (chained_eviction<Policy>)
+      origins_[entry.slot] = {static_cast<std::uint32_t>(from.request), from.front};
     newcomers_.push_back(entry);
+    if (!orders_.high(entry.slot)) high_passes_to_skip_ = 0;
   }
   /// Hands the newcomers to the policy.
   void settle() {
@@ -39,8 +56,12 @@ class newcomer_queue {
     std::reverse(newcomers_.begin(), newcomers_.end());
     std::stable_sort(newcomers_.begin(), newcomers_.end(),
                      [](const eviction_entry& a, const eviction_entry& b) { return a.past_tokens > b.past_tokens; });
-    for (const eviction_entry& e : newcomers_) places_[e.slot] = place::held;
-    policy_.insert(newcomers_);
+    if constexpr (chained_eviction<Policy>) {
+      for (std::size_t i = newcomers_.size(); i-- > 0;) insert(newcomers_[i]);
+    } else {
+      for (const eviction_entry& e : newcomers_) places_[e.slot] = place::held;
+      policy_.insert(newcomers_);
+    }
     newcomers_.clear();
   }
 
@@ -54,6 +75,7 @@ class newcomer_queue {
   /// Tells a policy that learns from requests of one; others only of the blocks that are here.
   /// Shape   request.blocks: slots in here, or none
   void access(const eviction_request& request) {
+    told_.note(request.id, request.before + request.blocks.size());
     if constexpr (request_eviction<Policy>) {
       policy_.access(request);
     } else {
@@ -72,8 +94,15 @@ class newcomer_queue {
   void advise(std::span<const std::uint64_t> keys, const hints& news) {
     if constexpr (hint_eviction<Policy>) policy_.advise(keys, news);
   }
-  /// What the engine orders for a slot in here, in place of what it ordered before.
-  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { orders_.set(slot, wanted, expires); }
+  /// How many blocks of a request access() was told of, from the front.
+  [[nodiscard]] std::size_t told(std::uint64_t request) const noexcept { return told_.blocks(request); }
+  /// What the engine orders for a slot, in place of what it ordered before. It may come before add(), and holds until
+  /// the slot is taken out.
+  void order(slot_index slot, const block_orders& wanted) {
+    high_passes_to_skip_ = 0;
+    orders_.set(slot, wanted);
+  }
+  [[nodiscard]] block_orders orders(slot_index slot) const noexcept { return orders_.of(slot); }
 
   /// Takes a slot out, if it is in here.
   void remove(slot_index slot) {
@@ -87,12 +116,20 @@ class newcomer_queue {
   template <std::predicate<slot_index> Pinned>
   [[nodiscard]] slot_index evict(std::uint32_t now, Pinned&& pinned) {
     const auto kept = [&](slot_index slot) { return orders_.pinned(slot) || pinned(slot); };
-    if (const slot_index first = orders_.first_to_go(now, kept); first != no_slot) {
+    // What is still on its way into a slot can have orders already.
+    const auto kept_or_absent = [&](slot_index slot) { return places_[slot] == place::outside || kept(slot); };
+    if (const slot_index first = orders_.first_to_go(now, kept_or_absent); first != no_slot) {
       remove(first);
       return first;
     }
     slot_index victim = no_slot;
-    if (orders_.any_high()) victim = take([&](slot_index slot) { return orders_.high(slot) || kept(slot); });
+    if (high_passes_to_skip_ != 0) {
+      --high_passes_to_skip_;
+    } else if (orders_.any_high()) {
+      victim = take([&](slot_index slot) { return orders_.high(slot) || kept(slot); });
+      // That was a walk over all slots in vain: it is not worth one for every eviction, but one for some.
+      if (victim == no_slot) high_passes_to_skip_ = places_.size() / 64;
+    }
     if (victim == no_slot) victim = take(kept);
     if (victim == no_slot) return no_slot;
     places_[victim] = place::outside;
@@ -102,7 +139,21 @@ class newcomer_queue {
 
  private:
   enum class place : std::uint8_t { outside, newcomer, held };
+  struct origin {
+    std::uint32_t request = 0;  // the low half of its id tells it from those before and after it
+    slot_index front = no_slot;
+  };
 
+  // An engine saves a long prompt in parts: one that comes later would be newer than the one in front of it, and stay
+  // longer. Behind a block that another request brought in it would be as old as that.
+  void insert(const eviction_entry& newcomer) {
+    const auto [request, front] = origins_[newcomer.slot];
+    if (front != no_slot && places_[front] == place::held && request != 0 && origins_[front].request == request)
+      policy_.insert_behind(newcomer, front);
+    else
+      policy_.insert({&newcomer, 1});
+    places_[newcomer.slot] = place::held;
+  }
   template <class Kept>
   [[nodiscard]] slot_index take(Kept&& kept) {
     const slot_index victim = policy_.evict(kept);
@@ -112,10 +163,13 @@ class newcomer_queue {
   }
 
   std::vector<place> places_;
+  std::vector<origin> origins_;
   std::vector<eviction_entry> newcomers_;
   std::vector<slot_index> touched_;
+  told_requests told_;
   Policy policy_;
   slot_orders orders_;
+  std::size_t high_passes_to_skip_ = 0;
 };
 
 }  // namespace kvx

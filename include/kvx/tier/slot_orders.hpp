@@ -13,19 +13,34 @@
 
 namespace kvx {
 
-/// What the engine ordered for slots, whatever the eviction policy: keep, keep before others, give up first.
+/// What the engine ordered for a block.
+/// Shape   expires: in the coarse clock of the tiers; 0: never
+struct block_orders {
+  retention priority = retention::normal;
+  bool pinned = false;
+  std::uint32_t expires = 0;
+
+  friend bool operator==(const block_orders&, const block_orders&) = default;
+
+  /// What holds for a block that two requests share: whoever wants to keep it longer decides.
+  [[nodiscard]] static block_orders stronger(const block_orders& a, const block_orders& b) noexcept {
+    const bool forever = a.expires == 0 || b.expires == 0;
+    return {std::max(a.priority, b.priority), a.pinned || b.pinned, forever ? 0 : std::max(a.expires, b.expires)};
+  }
+};
+
+/// The orders for the slots of a tier, whatever its eviction policy: keep, keep before others, give up first.
 ///
-/// At most half of the slots are kept by order; more orders to keep are ignored.
-/// Shape   now, expires: in one coarse clock; 0: never expires
+/// At most half of the slots are kept by order; more orders to keep are remembered and have no effect.
 /// Thread  one caller at a time
-/// Cost    nothing until the first order; then 28 bytes per slot, O(log slots) per time to live, else O(1)
+/// Cost    nothing until the first order; then 32 bytes per slot, O(log slots) per time to live, else O(1)
 class slot_orders {
  public:
   explicit slot_orders(std::size_t slots) noexcept : slots_(slots) {}
 
   /// Replaces what was ordered for a slot.
-  void set(slot_index slot, const hints& wanted, std::uint32_t expires) {
-    const bool nothing = wanted.priority == retention::normal && !wanted.pinned && expires == 0;
+  void set(slot_index slot, const block_orders& wanted) {
+    const bool nothing = wanted == block_orders{};
     if (orders_.empty()) {
       if (nothing) return;
       orders_.resize(slots_);
@@ -35,25 +50,29 @@ class slot_orders {
     clear(slot);
     if (nothing) return;
     order& at = orders_[slot];
-    at.pinned = wanted.pinned && pinned_ < slots_ / 2;
-    at.high = wanted.priority == retention::high;
-    at.expires = expires;
-    pinned_ += at.pinned ? 1 : 0;
-    high_ += at.high ? 1 : 0;
+    at.asked = wanted;
+    at.kept = wanted.pinned && kept_ < slots_ / 2;
+    kept_ += at.kept ? 1 : 0;
+    high_ += wanted.priority == retention::high ? 1 : 0;
     if (wanted.priority == retention::low) give_up_first(slot);
-    if (expires != 0) remember(slot, expires);
+    if (wanted.expires != 0) remember(slot, wanted.expires);
+  }
+  [[nodiscard]] block_orders of(slot_index slot) const noexcept {
+    return orders_.empty() ? block_orders{} : orders_[slot].asked;
   }
   /// The slot is given up, or nothing is ordered any more.
   void clear(slot_index slot) noexcept {
     if (orders_.empty()) return;
     const order was = std::exchange(orders_[slot], {});
-    pinned_ -= was.pinned ? 1 : 0;
-    high_ -= was.high ? 1 : 0;
+    kept_ -= was.kept ? 1 : 0;
+    high_ -= was.asked.priority == retention::high ? 1 : 0;
     if (was.first) go_first_.remove(slot);
   }
 
-  [[nodiscard]] bool pinned(slot_index slot) const noexcept { return pinned_ != 0 && orders_[slot].pinned; }
-  [[nodiscard]] bool high(slot_index slot) const noexcept { return high_ != 0 && orders_[slot].high; }
+  [[nodiscard]] bool pinned(slot_index slot) const noexcept { return kept_ != 0 && orders_[slot].kept; }
+  [[nodiscard]] bool high(slot_index slot) const noexcept {
+    return high_ != 0 && orders_[slot].asked.priority == retention::high;
+  }
   [[nodiscard]] bool any_high() const noexcept { return high_ != 0; }
 
   /// A slot that is to go before any other and is not pinned; `no_slot` when there is none.
@@ -64,7 +83,7 @@ class slot_orders {
       const auto [expires, slot] = deadlines_.front();
       std::pop_heap(deadlines_.begin(), deadlines_.end(), later);
       deadlines_.pop_back();
-      if (orders_[slot].expires == expires && !orders_[slot].first) give_up_first(slot);
+      if (orders_[slot].asked.expires == expires && !orders_[slot].first) give_up_first(slot);
     }
     constexpr std::size_t most_tries = 16;
     for (std::size_t tries = most_tries; tries != 0; --tries) {
@@ -78,9 +97,8 @@ class slot_orders {
 
  private:
   struct order {
-    std::uint32_t expires = 0;
-    bool pinned = false;
-    bool high = false;
+    block_orders asked;
+    bool kept = false;
     bool first = false;
   };
   using deadline = std::pair<std::uint32_t, slot_index>;
@@ -99,7 +117,7 @@ class slot_orders {
   void remember(slot_index slot, std::uint32_t expires) {
     // Those of slots that were given up since are only thrown out when their time comes, or here.
     if (deadlines_.size() == 2 * slots_) {
-      std::erase_if(deadlines_, [this](const deadline& d) { return orders_[d.second].expires != d.first; });
+      std::erase_if(deadlines_, [this](const deadline& d) { return orders_[d.second].asked.expires != d.first; });
       std::make_heap(deadlines_.begin(), deadlines_.end(), later);
       if (deadlines_.size() == 2 * slots_) deadlines_.pop_back();
     }
@@ -111,7 +129,7 @@ class slot_orders {
   std::vector<order> orders_;
   detail::slot_lists go_first_{0, 1};
   std::vector<deadline> deadlines_;
-  std::size_t pinned_ = 0;
+  std::size_t kept_ = 0;
   std::size_t high_ = 0;
 };
 

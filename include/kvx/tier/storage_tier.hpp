@@ -43,7 +43,7 @@ class storage_tier {
   }
 
   /// An own slot may be evicted from now on.
-  void publish(const eviction_entry& entry) { evictable_.add(entry); }
+  void publish(const eviction_entry& entry, const block_origin& from) { evictable_.add(entry, from); }
   [[nodiscard]] bool published(slot_index slot) const noexcept { return evictable_.contains(slot); }
   /// An operation that stored blocks is finished.
   void settle() { evictable_.settle(); }
@@ -51,8 +51,10 @@ class storage_tier {
   void access(const eviction_request& request) { evictable_.access(request); }
   [[nodiscard]] bool admits(std::uint64_t key) const { return evictable_.admits(key); }
   void advise(std::span<const std::uint64_t> keys, const hints& news) { evictable_.advise(keys, news); }
-  /// Shape   slot: published; expires: in the clock of evict(), 0 for never
-  void order(slot_index slot, const hints& wanted, std::uint32_t expires) { evictable_.order(slot, wanted, expires); }
+  [[nodiscard]] std::size_t told(std::uint64_t request) const noexcept { return evictable_.told(request); }
+  /// What the engine orders for an assigned own slot, in place of what it ordered before; it holds until forget().
+  void order(slot_index slot, const block_orders& wanted) { evictable_.order(slot, wanted); }
+  [[nodiscard]] block_orders orders(slot_index slot) const noexcept { return evictable_.orders(slot); }
 
   /// The next own slot to give up, out of the policy already; forget() and free it. `no_slot`: none may go.
   template <class Keep>
