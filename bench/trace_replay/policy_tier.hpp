@@ -174,7 +174,8 @@ class policy_tier final : public tier {
     }
     if (entries_.empty()) return;
     if constexpr (kvx::chained_eviction<Policy>) {
-      if (how_.save_blocks != 0) {
+      // What an earlier part brought in is continued. What was here before is of another age.
+      if (first != 0 && newcomer_[first - 1] != 0 && holds(now.blocks[first - 1])) {
         for (const kvx::eviction_entry& e : entries_) insert_behind_parent(e);
         return;
       }

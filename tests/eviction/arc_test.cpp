@@ -4,6 +4,7 @@
 #include <kvx/eviction/arc.hpp>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::arc);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::arc);
 
 using kvx_test::slots_from;
 
@@ -30,6 +31,20 @@ TEST_CASE("arc: what comes back after it was given up counts as used twice") {
   for (int newcomer = 0; newcomer < 300; ++newcomer) {
     const kvx::slot_index slot = policy.evict();
     REQUIRE(slot != first);
+    policy.insert({slot});
+  }
+}
+
+TEST_CASE("arc: what comes back behind a newcomer counts as used twice all the same") {
+  constexpr std::size_t slots = 100;
+  kvx_test::checked_policy<kvx::arc> policy(slots);
+  policy.insert(slots_from(0, slots), 1000);  // slot s holds key 1000 + s
+  policy.touch(slots_from(90, 10));           // so that something may be remembered of the others
+  REQUIRE(policy.evict() == 0);
+  policy.insert_behind({0}, 1, 1000);
+  for (int newcomer = 0; newcomer < 300; ++newcomer) {
+    const kvx::slot_index slot = policy.evict();
+    REQUIRE(slot != 0);
     policy.insert({slot});
   }
 }

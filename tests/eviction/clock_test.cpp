@@ -4,6 +4,7 @@
 #include <kvx/eviction/clock.hpp>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::clock);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::clock);
 
 TEST_CASE("clock: one use buys one round, however often it was used") {
   kvx_test::checked_policy<kvx::clock> policy(4);

@@ -22,6 +22,10 @@
 //   #include "conformance.hpp"
 //   #include <kvx/eviction/my_policy.hpp>
 //   TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::my_policy);
+//
+// One with an order that a block can be put into, `chained_eviction`, has a fourth:
+//
+//   TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::my_policy);
 
 namespace kvx_test {
 
@@ -31,17 +35,30 @@ class checked_policy {
  public:
   explicit checked_policy(std::size_t slots) : policy_(slots), held_(slots, false), pinned_(slots, false) {}
 
-  /// Slots in batch order, deepest first; keys are made up, or given by the caller's numbering.
-  void insert(const std::vector<kvx::slot_index>& slots, std::uint64_t first_key = 0) {
+  /// Slots in batch order, deepest first; keys are made up, or numbered from the caller's first.
+  void insert(const std::vector<kvx::slot_index>& slots, std::uint64_t first_key = 0, std::uint64_t key_step = 1) {
     std::vector<kvx::eviction_entry> entries;
     for (const kvx::slot_index slot : slots) {
       REQUIRE_FALSE(held_[slot]);
       held_[slot] = true;
       ++size_;
-      entries.push_back({slot, first_key == 0 ? next_key_++ : first_key++});
+      entries.push_back({slot, first_key == 0 ? next_key_++ : std::exchange(first_key, first_key + key_step)});
     }
     policy_.insert(entries);
     check_size();
+  }
+  /// Slots in the order of the prompt, each behind the one before it, the first behind `front`.
+  void insert_behind(const std::vector<kvx::slot_index>& slots, kvx::slot_index front, std::uint64_t first_key = 0) {
+    static_assert(noexcept(policy_.insert_behind(kvx::eviction_entry{}, kvx::slot_index{})));
+    for (const kvx::slot_index slot : slots) {
+      REQUIRE(held_[front]);
+      REQUIRE_FALSE(held_[slot]);
+      held_[slot] = true;
+      ++size_;
+      policy_.insert_behind({slot, first_key == 0 ? next_key_++ : first_key++}, front);
+      front = slot;
+      check_size();
+    }
   }
   void touch(const std::vector<kvx::slot_index>& slots) {
     policy_.touch(slots);
@@ -160,7 +177,167 @@ std::vector<kvx::slot_index> run_randomly(std::uint32_t seed, std::size_t slots,
   return evicted;
 }
 
+/// Two policies of one type, in step: to one a prompt comes in one batch, to the other in parts, head first.
+template <kvx::chained_eviction Policy>
+class whole_and_in_parts {
+ public:
+  explicit whole_and_in_parts(std::size_t slots) : slots_(slots), whole_(slots), parts_(slots) {}
+
+  /// Random prompts, touches, erasures, pins and evictions, of which every one must be the same.
+  void run(std::uint32_t seed) {
+    std::mt19937 random(seed);
+    for (std::size_t step = 0; step < 8 * slots_; ++step) {
+      const auto any = static_cast<kvx::slot_index>(random() % slots_);
+      switch (random() % 8) {
+        case 0:
+        case 1:
+          add(1 + random() % (slots_ / 4 + 1), random);
+          break;
+        case 2:
+        case 3: {
+          if (prompts_.empty()) break;
+          std::vector<kvx::slot_index> used = prompts_[random() % prompts_.size()];
+          std::reverse(used.begin(), used.end());
+          std::erase_if(used, [this](kvx::slot_index slot) { return !whole_.held(slot); });
+          whole_.touch(used);
+          parts_.touch(used);
+          break;
+        }
+        case 4:
+          if (!whole_.held(any)) break;
+          whole_.erase(any);
+          parts_.erase(any);
+          break;
+        case 5: {
+          const bool pinned = random() % 3 != 0;
+          whole_.pin(any, pinned);
+          parts_.pin(any, pinned);
+          break;
+        }
+        default:
+          (void)evict();
+          break;
+      }
+      if (random() % 100 == 0) unpin();
+    }
+    unpin();
+    CHECK(whole_.evict_all() == parts_.evict_all());
+  }
+
+ private:
+  kvx::slot_index evict() {
+    const kvx::slot_index slot = whole_.evict();
+    REQUIRE(parts_.evict() == slot);
+    return slot;
+  }
+  void unpin() {
+    whole_.pin_all(false);
+    parts_.pin_all(false);
+  }
+  void add(std::size_t blocks, std::mt19937& random) {
+    while (whole_.size() + blocks > slots_)
+      if (evict() == kvx::no_slot) return;
+    std::vector<kvx::slot_index> prompt;  // front first
+    for (kvx::slot_index slot = 0; prompt.size() < blocks; ++slot)
+      if (!whole_.held(slot)) prompt.push_back(slot);
+    std::shuffle(prompt.begin(), prompt.end(), random);
+    // One key for all of them, since what policies learn from keys depends on their order.
+    const std::uint64_t key = prompts_.size() + 1;
+    whole_.insert({prompt.rbegin(), prompt.rend()}, key, 0);
+    const std::size_t first_part = 1 + random() % blocks;
+    parts_.insert({prompt.rend() - static_cast<std::ptrdiff_t>(first_part), prompt.rend()}, key, 0);
+    for (std::size_t i = first_part; i < blocks; ++i) parts_.insert_behind({prompt[i]}, prompt[i - 1], key);
+    prompts_.push_back(std::move(prompt));
+  }
+
+  std::size_t slots_;
+  checked_policy<Policy> whole_;
+  checked_policy<Policy> parts_;
+  std::vector<std::vector<kvx::slot_index>> prompts_;
+};
+
 }  // namespace kvx_test
+
+TEST_CASE_TEMPLATE_DEFINE("chained eviction policy", Policy, chained_conformance) {
+  using namespace kvx_test;
+  static_assert(kvx::chained_eviction<Policy>);
+
+  SUBCASE("a prompt in parts is given up like one that came in one batch") {
+    for (std::uint32_t seed = 0; seed < 60; ++seed) {
+      CAPTURE(seed);
+      whole_and_in_parts<Policy>(2 + 5 * (seed % 40)).run(seed);
+    }
+  }
+  SUBCASE("a later part goes before the block that it continues, whatever others did meanwhile") {
+    // Slots 0 to 9 are the first part, 10 to 19 the second; others have the rest.
+    constexpr std::size_t slots = 80;
+    std::size_t set_aside = 0;
+    for (std::uint32_t seed = 0; seed < 100; ++seed) {
+      CAPTURE(seed);
+      std::mt19937 random(seed);
+      checked_policy<Policy> policy(slots);
+      const std::size_t older = random() % 60;
+      policy.insert(slots_from(20, older));
+      policy.insert({9, 8, 7, 6, 5, 4, 3, 2, 1, 0});
+      policy.insert(slots_from(20 + static_cast<kvx::slot_index>(older), 60 - older));
+      for (kvx::slot_index slot = 0; slot < 10; ++slot) policy.pin(slot, true);
+      const std::size_t asked = policy.asked();
+      for (std::size_t step = random() % 100; step-- > 0;) {
+        if (random() % 2 == 0) {
+          const kvx::slot_index slot = policy.evict();
+          REQUIRE(slot != kvx::no_slot);
+          policy.insert({slot});
+        } else {
+          const auto slot = static_cast<kvx::slot_index>(20 + random() % 60);
+          if (policy.held(slot)) policy.touch({slot});
+        }
+      }
+      if (policy.asked() > asked) ++set_aside;
+      policy.insert_behind(slots_from(10, 10), 9);
+      policy.pin_all(false);
+      std::vector<kvx::slot_index> order = policy.evict_all();
+      CHECK(order.size() == slots);
+      std::erase_if(order, [](kvx::slot_index slot) { return slot < 9 || slot >= 20; });
+      CHECK(order == std::vector<kvx::slot_index>{19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9});
+    }
+    CHECK(set_aside > 0);
+  }
+  SUBCASE("a block behind one that was used, set aside or erased from behind is held like any other") {
+    checked_policy<Policy> policy(8);
+    policy.insert({1, 0});
+    policy.touch({1, 0});
+    policy.insert_behind({2}, 1);
+    policy.pin_all(true);
+    CHECK(policy.evict() == kvx::no_slot);
+    policy.insert_behind({3}, 2);
+    policy.touch({3, 2});
+    policy.insert_behind({4, 5}, 3);
+    policy.erase(4);
+    policy.erase(2);
+    policy.pin_all(false);
+    policy.insert_behind({6}, 5);
+    std::vector<kvx::slot_index> all = policy.evict_all();
+    std::sort(all.begin(), all.end());
+    CHECK(all == std::vector<kvx::slot_index>{0, 1, 3, 5, 6});
+  }
+  SUBCASE("nothing is allocated for a later part") {
+    constexpr std::size_t slots = 300;
+    Policy policy(slots);
+    const kvx::eviction_entry first{0, 1};
+    policy.insert(std::span(&first, 1));
+    const auto pinned = [](kvx::slot_index slot) { return slot % 3 == 0; };
+    if (!counts_allocations) MESSAGE("SKIPPED: allocations are not counted under this sanitizer");
+    const std::size_t before = allocations.load();
+    for (kvx::slot_index slot = 1; slot < slots; ++slot) policy.insert_behind({slot, 1U + slot}, slot - 1);
+    for (std::uint64_t key = 1; key < 5 * slots; ++key) {
+      const kvx::slot_index slot = policy.evict(pinned);
+      policy.insert_behind({slot, key % (2 * slots)}, slot - slot % 3);
+    }
+    const std::size_t after = allocations.load();
+    CHECK(after == before);
+    CHECK(policy.size() == slots);
+  }
+}
 
 TEST_CASE_TEMPLATE_DEFINE("eviction policy", Policy, eviction_conformance) {
   using namespace kvx_test;

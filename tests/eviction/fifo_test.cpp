@@ -5,6 +5,7 @@
 #include <kvx/eviction/lru.hpp>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::fifo);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::fifo);
 
 TEST_CASE("fifo: the order of insertion, whatever is touched or erased") {
   kvx_test::checked_policy<kvx::fifo> policy(5);

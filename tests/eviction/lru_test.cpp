@@ -3,10 +3,12 @@
 
 #include <kvx/eviction/lru.hpp>
 
+#include <algorithm>
 #include <list>
 #include <random>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::lru);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::lru);
 
 TEST_CASE("lru: exactly the order of the last use") {
   constexpr std::size_t slots = 50;
@@ -20,8 +22,12 @@ TEST_CASE("lru: exactly the order of the last use") {
       CHECK(policy.evict() == (expected.empty() ? kvx::no_slot : expected.front()));
       if (!expected.empty()) expected.pop_front();
     } else if (!policy.held(slot)) {
-      policy.insert({slot});
-      expected.push_back(slot);
+      const auto front = std::find(expected.begin(), expected.end(), static_cast<kvx::slot_index>(random() % slots));
+      if (front == expected.end())
+        policy.insert({slot});
+      else
+        policy.insert_behind({slot}, *front);
+      expected.insert(front, slot);
     } else if (action == 1) {
       policy.erase(slot);
       expected.remove(slot);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::s3fifo, kvx::s3fifo_share<10>);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::s3fifo, kvx::s3fifo_share<10>);
 
 using kvx_test::slots_from;
 
@@ -34,6 +35,19 @@ TEST_CASE("s3fifo: what comes back soon after it was given up enters the main qu
   for (int newcomer = 0; newcomer < 300; ++newcomer) {
     const kvx::slot_index slot = policy.evict();
     REQUIRE(slot != first);
+    policy.insert({slot});
+  }
+}
+
+TEST_CASE("s3fifo: what comes back behind a newcomer enters the main queue all the same") {
+  constexpr std::size_t slots = 100;
+  kvx_test::checked_policy<kvx::s3fifo> policy(slots);
+  policy.insert(slots_from(0, slots), 1000);  // slot s holds key 1000 + s
+  REQUIRE(policy.evict() == 0);
+  policy.insert_behind({0}, 1, 1000);
+  for (int newcomer = 0; newcomer < 300; ++newcomer) {
+    const kvx::slot_index slot = policy.evict();
+    REQUIRE(slot != 0);
     policy.insert({slot});
   }
 }

@@ -4,6 +4,7 @@
 #include <kvx/eviction/sieve.hpp>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::sieve);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::sieve);
 
 TEST_CASE("sieve: what was used stays where it is, and the hand goes on from there") {
   // The example of the paper: A to G, oldest first; A, B and G were used.

@@ -4,6 +4,7 @@
 #include <kvx/eviction/w_tinylfu.hpp>
 
 TEST_CASE_TEMPLATE_INVOKE(eviction_conformance, kvx::w_tinylfu);
+TEST_CASE_TEMPLATE_INVOKE(chained_conformance, kvx::w_tinylfu);
 
 using kvx_test::slots_from;
 

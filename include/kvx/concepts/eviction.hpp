@@ -44,9 +44,14 @@ concept eviction_policy = std::constructible_from<P, std::size_t> && std::movabl
 
 /// An eviction policy with an order, in which a block can take the place just before another's.
 ///
-/// A prompt that is saved in parts arrives head first. `insert_behind(entry, front)` is an insert of a block right
-/// behind a held one, and as if both had come in one batch: it goes first wherever both wait in one order.
-/// Cost    amortised O(1)
+/// A prompt that is saved in parts arrives head first, and each part, inserted as it comes, would outlive the one in
+/// front of it. `insert_behind(entry, front)` inserts a block right behind a held one as if both had come in one batch.
+/// Where `front` waits in the order that the newcomer enters, or was set aside from it as pinned, the newcomer gets the
+/// place just before it. Elsewhere (`front` was used since and moved on, or a policy that remembers what it gave up
+/// knows one of the two) it enters as by `insert`. What a policy learns from keys is the same as with `insert`.
+/// Shape   front: held, and came in for the same request. The newcomer is as old as it is: behind a block that was
+///         there before the request, `insert`
+/// Cost    amortised O(1), no allocation
 template <class P>
 concept chained_eviction = eviction_policy<P> && requires(P policy, const eviction_entry& entry, slot_index front) {
   policy.insert_behind(entry, front);

@@ -107,13 +107,19 @@ inline constexpr std::size_t parked_tries = 4;
 /// A pinned slot that reaches the old end is parked, once, and keeps its place among the parked. They are older than
 /// all others, so every eviction first looks at the oldest of them and at the next few, in turn: a parent is given up
 /// soon after its last child, without looking at all parents each time. When nothing else is left, all of them are
-/// looked at. Cost    evict: amortised O(1) while something in the queue may be evicted, else O(parked)
+/// looked at.
+/// Cost    evict: amortised O(1) while something in the queue may be evicted, else O(parked)
 class parking_queue {
  public:
   explicit parking_queue(std::size_t slots) : lists_(slots, 2) {}
 
   void insert(slot_index slot) noexcept {
     lists_.push_newest(queue, slot);
+    ++size_;
+  }
+  /// Behind `next`, which is in here, as the next to go before it: among the parked where that is.
+  void insert_before(slot_index next, slot_index slot) noexcept {
+    lists_.push_before(next, slot);
     ++size_;
   }
   void renew(slot_index slot) noexcept { lists_.move_to_newest(queue, slot); }

@@ -35,17 +35,18 @@ class arc {
 
   void insert(std::span<const eviction_entry> entries) noexcept {
     for (const eviction_entry& entry : entries) {
-      const std::uint32_t key = detail::ghost_table::shorten(entry.key);
-      const std::size_t of_once = ghosts_.size(once);
-      const std::size_t of_often = ghosts_.size(often);
-      const std::uint8_t came_from = ghosts_.forget(key);
-      if (came_from == once) target_ = std::min(slots_, target_ + std::max<std::size_t>(1, of_often / of_once));
-      if (came_from == often) target_ -= std::min(target_, std::max<std::size_t>(1, of_once / of_often));
-      keys_[entry.slot] = key;
-      enter(came_from == detail::ghost_lists::none ? once : often, entry.slot);
-      // What was used once, and what is remembered of it, are never more than the slots.
-      while (sizes_[once] + ghosts_.size(once) > slots_ && ghosts_.size(once) != 0) ghosts_.forget_oldest(once);
+      enter(half_for(entry), entry.slot);
+      forget_surplus();
     }
+  }
+  /// Shape   front: came in for the same request; where it was set aside in the newcomer's half, the newcomer is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    const std::uint8_t half = half_for(entry);
+    if ((list_of_[front] & 1U) == half)
+      enter(list_of_[front], entry.slot, front);
+    else
+      enter(half, entry.slot);
+    forget_surplus();
   }
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) {
@@ -76,10 +77,26 @@ class arc {
   static constexpr std::uint8_t often = 1;
   static constexpr std::uint8_t parked = 2;  // added to either
 
-  void enter(std::uint8_t half, slot_index slot) noexcept {
-    lists_.push_newest(half, slot);
-    list_of_[slot] = half;
-    ++sizes_[half];
+  /// Learns from a newcomer's key, and says which half it belongs to.
+  [[nodiscard]] std::uint8_t half_for(const eviction_entry& entry) noexcept {
+    const std::uint32_t key = detail::ghost_table::shorten(entry.key);
+    const std::size_t of_once = ghosts_.size(once);
+    const std::size_t of_often = ghosts_.size(often);
+    const std::uint8_t came_from = ghosts_.forget(key);
+    if (came_from == once) target_ = std::min(slots_, target_ + std::max<std::size_t>(1, of_often / of_once));
+    if (came_from == often) target_ -= std::min(target_, std::max<std::size_t>(1, of_once / of_often));
+    keys_[entry.slot] = key;
+    return came_from == detail::ghost_lists::none ? once : often;
+  }
+  // What was used once, and what is remembered of it, are never more than the slots.
+  void forget_surplus() noexcept {
+    while (sizes_[once] + ghosts_.size(once) > slots_ && ghosts_.size(once) != 0) ghosts_.forget_oldest(once);
+  }
+  /// As the newest, or just before `next`.
+  void enter(std::uint8_t list, slot_index slot, slot_index next = no_slot) noexcept {
+    next == no_slot ? lists_.push_newest(list, slot) : lists_.push_before(next, slot);
+    list_of_[slot] = list;
+    ++sizes_[list & 1U];
   }
   void leave(slot_index slot) noexcept {
     lists_.remove(slot);
@@ -113,5 +130,6 @@ class arc {
 };
 
 static_assert(eviction_policy<arc>);
+static_assert(chained_eviction<arc>);
 
 }  // namespace kvx

@@ -31,6 +31,12 @@ class clock {
     }
     size_ += entries.size();
   }
+  /// Shape   front: came in for the same request; where it was set aside, the newcomer is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    states_[entry.slot] = states_[front] == parked ? parked : fresh;
+    lists_.push_before(front, entry.slot);
+    ++size_;
+  }
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) {
       if (states_[slot] == parked) lists_.move_to_newest(ring, slot);
@@ -74,5 +80,6 @@ class clock {
 };
 
 static_assert(eviction_policy<clock>);
+static_assert(chained_eviction<clock>);
 
 }  // namespace kvx

@@ -23,6 +23,10 @@ class fifo {
   void insert(std::span<const eviction_entry> entries) noexcept {
     for (const eviction_entry& entry : entries) queue_.insert(entry.slot);
   }
+  /// Shape   front: came in for the same request; where it was set aside, the newcomer is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    queue_.insert_before(front, entry.slot);
+  }
   void touch(std::span<const slot_index>) const noexcept {}
   void erase(slot_index slot) noexcept { queue_.erase(slot); }
 
@@ -37,5 +41,6 @@ class fifo {
 };
 
 static_assert(eviction_policy<fifo>);
+static_assert(chained_eviction<fifo>);
 
 }  // namespace kvx

@@ -23,6 +23,10 @@ class lru {
   void insert(std::span<const eviction_entry> entries) noexcept {
     for (const eviction_entry& entry : entries) queue_.insert(entry.slot);
   }
+  /// Shape   front: came in for the same request; where it was set aside, the newcomer is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    queue_.insert_before(front, entry.slot);
+  }
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) queue_.renew(slot);
   }
@@ -39,5 +43,6 @@ class lru {
 };
 
 static_assert(eviction_policy<lru>);
+static_assert(chained_eviction<lru>);
 
 }  // namespace kvx

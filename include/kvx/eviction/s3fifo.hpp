@@ -37,13 +37,18 @@ class s3fifo {
         small_target_(std::max<std::size_t>(1, slots * small_percent / 100)) {}
 
   void insert(std::span<const eviction_entry> entries) noexcept {
-    for (const eviction_entry& entry : entries) {
-      const std::uint32_t key = detail::ghost_table::shorten(entry.key);
-      keys_[entry.slot] = key;
-      states_[entry.slot].uses = 0;
-      enter(ghosts_.forget(key) ? main : small, entry.slot);
-    }
+    for (const eviction_entry& entry : entries) enter(list_for(entry), entry.slot);
     size_ += entries.size();
+  }
+  /// Shape   front: came in for the same request; where it was set aside, a newcomer that is not remembered is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    const std::uint8_t list = list_for(entry);
+    const std::uint8_t of_front = states_[front].list;
+    if (of_front == list || (of_front == parked && list == small))
+      enter(of_front, entry.slot, front);
+    else
+      enter(list, entry.slot);
+    ++size_;
   }
 
   void touch(std::span<const slot_index> slots) noexcept {
@@ -91,8 +96,16 @@ class s3fifo {
     std::uint8_t uses : 4;
   };
 
-  void enter(std::uint8_t list, slot_index slot) noexcept {
-    lists_.push_newest(list, slot);
+  /// Takes a newcomer's key, and says which queue it has earned.
+  [[nodiscard]] std::uint8_t list_for(const eviction_entry& entry) noexcept {
+    const std::uint32_t key = detail::ghost_table::shorten(entry.key);
+    keys_[entry.slot] = key;
+    states_[entry.slot].uses = 0;
+    return ghosts_.forget(key) ? main : small;
+  }
+  /// As the newest, or just before `next`.
+  void enter(std::uint8_t list, slot_index slot, slot_index next = no_slot) noexcept {
+    next == no_slot ? lists_.push_newest(list, slot) : lists_.push_before(next, slot);
     states_[slot].list = list & 3U;
     if (list == small) ++small_size_;
   }
@@ -146,6 +159,7 @@ class s3fifo {
 };
 
 static_assert(eviction_policy<s3fifo>);
+static_assert(chained_eviction<s3fifo>);
 
 /// `s3fifo` with another share for the small queue, as a type of its own.
 /// Units   SmallPercent: of the slots

@@ -34,6 +34,14 @@ class sieve {
     }
     size_ += entries.size();
   }
+  /// Shape   front: came in for the same request; where it was set aside, the newcomer is too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    states_[entry.slot] = states_[front] == parked ? parked : fresh;
+    lists_.push_before(front, entry.slot);
+    // Else the hand would give up the front first, and come to the newcomer a round later.
+    if (hand_ == front) hand_ = entry.slot;
+    ++size_;
+  }
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) {
       if (states_[slot] == parked) {
@@ -93,5 +101,6 @@ class sieve {
 };
 
 static_assert(eviction_policy<sieve>);
+static_assert(chained_eviction<sieve>);
 
 }  // namespace kvx

@@ -41,15 +41,24 @@ class w_tinylfu {
   void insert(std::span<const eviction_entry> entries) noexcept {
     ++batch_;
     for (const eviction_entry& entry : entries) {
-      keys_[entry.slot] = detail::ghost_table::shorten(entry.key);
-      states_[entry.slot].batch = batch_ & 0x1FFF'FFFFU;
-      seen_.add(keys_[entry.slot]);
+      meet(entry, batch_);
       enter(window, entry.slot);
-      // There was room, or the window's oldest could not compete, being pinned.
-      const slot_index oldest = lists_.oldest(window);
-      if (sizes_[window] > window_target_ && oldest != no_slot) move(probation, oldest);
+      keep_window();
     }
     size_ += entries.size();
+  }
+  /// Shape   front: came in for the same request; where it left the window, or was set aside, the newcomer is there too
+  void insert_behind(const eviction_entry& entry, slot_index front) noexcept {
+    const std::uint8_t list = states_[front].list;
+    if (list != guarded) {
+      meet(entry, states_[front].batch);
+      enter(list, entry.slot, front);
+    } else {
+      meet(entry, ++batch_);  // not of its batch: there the deeper one would be the older
+      enter(window, entry.slot);
+    }
+    keep_window();
+    ++size_;
   }
   void touch(std::span<const slot_index> slots) noexcept {
     for (const slot_index slot : slots) {
@@ -92,8 +101,19 @@ class w_tinylfu {
   [[nodiscard]] static std::uint32_t part_of(std::uint32_t list) noexcept {
     return list == window_aside ? window : list;
   }
-  void enter(std::uint8_t list, slot_index slot) noexcept {
-    lists_.push_newest(list, slot);
+  void meet(const eviction_entry& newcomer, std::uint32_t batch) noexcept {
+    keys_[newcomer.slot] = detail::ghost_table::shorten(newcomer.key);
+    states_[newcomer.slot].batch = batch & 0x1FFF'FFFFU;
+    seen_.add(keys_[newcomer.slot]);
+  }
+  // There was room, or the window's oldest could not compete, being pinned.
+  void keep_window() noexcept {
+    const slot_index oldest = lists_.oldest(window);
+    if (sizes_[window] > window_target_ && oldest != no_slot) move(probation, oldest);
+  }
+  /// As the newest, or just before `next`.
+  void enter(std::uint8_t list, slot_index slot, slot_index next = no_slot) noexcept {
+    next == no_slot ? lists_.push_newest(list, slot) : lists_.push_before(next, slot);
     states_[slot].list = list & 7U;
     ++sizes_[part_of(list)];
   }
@@ -148,5 +168,6 @@ class w_tinylfu {
 };
 
 static_assert(eviction_policy<w_tinylfu>);
+static_assert(chained_eviction<w_tinylfu>);
 
 }  // namespace kvx
