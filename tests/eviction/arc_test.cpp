@@ -60,8 +60,10 @@ TEST_CASE("arc: keys that come back from one half enlarge it at the other's cost
   }
   // Two are left of them, and three are deserved: now it is the turn of what was used more often.
   REQUIRE(policy.evict() == 5);
-  // That one comes back too, which takes from what the others deserve.
+  // That one comes back too, which takes from what the others deserve: two now, which is what they have.
   policy.insert({5}, 1005);
+  REQUIRE(policy.evict() == 6);
+  policy.insert({6}, 1006);
   CHECK(policy.evict() == 3);
 }
 

@@ -15,9 +15,11 @@ namespace kvx {
 ///
 /// Counts are halved each time that sixteen blocks per slot were seen. What was used often is therefore admitted at
 /// once long after it was evicted, where `second_touch` would have forgotten it. Counts are shared by chance: the
-/// fuller the sketch, the more blocks are admitted that should not be. Units   least: times that a block was seen, this
-/// one included; up to 15 Thread  one caller at a time Cost    O(1); 16 to 32 bytes per slot Source  Einziger et al.,
-/// TinyLFU: a highly efficient cache admission policy, ACM TOS 2017
+/// fuller the sketch, the more blocks are admitted that should not be.
+/// Units   least: times that a block was seen, this one included; up to 15
+/// Thread  one caller at a time
+/// Cost    O(1); 16 to 32 bytes per slot
+/// Source  Einziger et al., TinyLFU: a highly efficient cache admission policy, ACM TOS 2017
 class frequency_sketch {
  public:
   explicit frequency_sketch(std::size_t slots, unsigned least = 2)

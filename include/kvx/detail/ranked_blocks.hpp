@@ -4,6 +4,7 @@
 #include <kvx/detail/hazard_model.hpp>
 #include <kvx/detail/huge_page_allocator.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -122,8 +123,18 @@ class ranked_blocks {
     enqueue(b, aside_cell, false);
     ++aside_;
   }
-  [[nodiscard]] id first_aside() const noexcept { return queues_[aside_cell].oldest; }
-  [[nodiscard]] std::size_t aside() const noexcept { return aside_; }
+  /// The weakest leaf whose entry may go: those aside are asked about first, a few in turn; then the others, which join
+  /// them when they may not; then all aside. `none` when no leaf may go.
+  /// Cost    amortised O(1) while a leaf that is not aside may go
+  template <class MayGo>
+  [[nodiscard]] id weakest_that(std::size_t tries, MayGo&& may_go) {
+    if (const id b = aside_that(tries, may_go); b != none) return b;
+    for (id b = weakest(); b != none && !only_aside(); b = weakest()) {
+      if (may_go(blocks_[b].entry)) return b;
+      set_aside(b);
+    }
+    return aside_that(aside_, may_go);
+  }
   /// Whether all that is queued is aside.
   [[nodiscard]] bool only_aside() const noexcept { return aside_ != 0 && tree_[1] == aside_cell; }
   template <class Requeue>
@@ -159,6 +170,17 @@ class ranked_blocks {
     id oldest = none;
     id newest = none;
   };
+
+  [[nodiscard]] id first_aside() const noexcept { return queues_[aside_cell].oldest; }
+  template <class MayGo>
+  [[nodiscard]] id aside_that(std::size_t tries, MayGo& may_go) {
+    for (tries = std::min(tries, aside_); tries != 0; --tries) {
+      const id b = first_aside();
+      if (may_go(blocks_[b].entry)) return b;
+      set_aside(b);
+    }
+    return none;
+  }
 
   void update(std::size_t cell) noexcept {
     for (std::size_t node = (leaves + cell) / 2; node != 0; node /= 2) {

@@ -22,8 +22,9 @@ namespace kvx {
 /// that its half was too small: the target moves that way, faster where the other half remembers more. Pinned slots
 /// that are due are set aside in order within their half, and looked at first when it is its turn.
 ///
-/// The paper moves the target before it makes room for a key that came back; here the room is made first, since an
-/// eviction does not know for whom it is.
+/// The paper moves the target before it makes room for a key that came back, and at the very target takes what was used
+/// once if the other half remembers that key. Here the room is made first, since an eviction does not know for whom it
+/// is, and at the target what was used more often goes.
 /// Thread  one caller at a time
 /// Cost    O(1) per slot; evict: amortised O(1) while a slot that is not set aside may be evicted; 37 to 41 bytes per
 ///         slot, ghosts included
@@ -58,7 +59,7 @@ class arc {
 
   template <class Pinned>
   [[nodiscard]] slot_index evict(Pinned&& pinned) {
-    const std::uint8_t first = sizes_[once] != 0 && sizes_[once] >= std::max<std::size_t>(target_, 1) ? once : often;
+    const std::uint8_t first = sizes_[once] > target_ ? once : often;
     slot_index slot = oldest_of(first, detail::parked_tries, pinned);
     if (slot == no_slot) slot = oldest_of(first ^ 1U, detail::parked_tries, pinned);
     if (slot == no_slot) slot = oldest_of(first, size(), pinned);

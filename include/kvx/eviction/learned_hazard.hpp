@@ -4,6 +4,7 @@
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/detail/block_history.hpp>
 #include <kvx/detail/hazard_model.hpp>
+#include <kvx/detail/held_slots.hpp>
 #include <kvx/detail/policy_duel.hpp>
 #include <kvx/detail/ranked_blocks.hpp>
 #include <kvx/detail/requests_under_way.hpp>
@@ -35,12 +36,7 @@ namespace kvx {
 class learned_hazard {
  public:
   explicit learned_hazard(std::size_t slots)
-      : slots_(slots),
-        history_(std::max(slots * 9, slots * 2 + 1024), slots),
-        chosen_(slots),
-        entry_in_(slots, none),
-        not_chosen_(slots, 1),
-        not_in_lru_(slots, 1) {}
+      : slots_(slots), history_(std::max(slots * 9, slots * 2 + 1024), slots), chosen_(slots), held_(slots) {}
 
   /// Tells of a request, or of more of one, and chooses what should be held from now on.
   void access(const eviction_request& request) {
@@ -117,10 +113,7 @@ class learned_hazard {
         if (!chosen_.full()) queue(choose(e, none), false);
       }
       history_.set_slot(e, block.slot);
-      entry_in_[block.slot] = e;
-      ++size_;
-      if (history_.choice(e) == none) not_chosen_.push_newest(0, block.slot);
-      if (history_[e].in_lru == 0) not_in_lru_.push_newest(0, block.slot);
+      held_.hold(block.slot, e, history_.choice(e) != none, history_[e].in_lru != 0);
     }
   }
 
@@ -128,7 +121,7 @@ class learned_hazard {
     if (slots.empty()) return;
     pass_time(1);
     for (const slot_index slot : slots) {
-      const std::uint32_t e = entry_in_[slot];
+      const std::uint32_t e = held_.entry(slot);
       const std::uint32_t choice = history_.choice(e);
       if (choice != none) chosen_.dequeue(choice);
       detail::block_traits traits;
@@ -146,30 +139,19 @@ class learned_hazard {
 
   template <class Pinned>
   [[nodiscard]] slot_index evict(Pinned&& pinned) {
-    detail::slot_lists& surplus = duel_.follows_lru() ? not_in_lru_ : not_chosen_;
-    for (std::size_t tries = 2 * detail::parked_tries; tries != 0 && surplus.oldest(0) != no_slot; --tries) {
-      const slot_index slot = surplus.oldest(0);
-      if (!pinned(slot)) return vacate(slot);
-      surplus.move_to_newest(0, slot);
-    }
+    const auto followed = duel_.follows_lru() ? detail::held_slots::lru : detail::held_slots::choice;
+    if (const slot_index slot = held_.surplus(followed, pinned); slot != no_slot) return vacate(slot);
     // Somebody must have a slot although nothing is held beside what should be.
     std::uint32_t e = duel_.follows_lru() ? history_.lru_oldest() : none;
     for (std::size_t tries = 2 * detail::parked_tries; tries != 0 && e != none; --tries, e = history_[e].newer)
       if (const slot_index slot = history_.slot(e); slot != no_slot && !pinned(slot)) return take(slot);
-    // Those found in use lately, in turn; then the others, which join them; then all.
-    if (const slot_index slot = take_aside(detail::parked_tries, pinned); slot != no_slot) return slot;
-    while (chosen_.weakest() != none && !chosen_.only_aside()) {
-      const std::uint32_t choice = chosen_.weakest();
-      if (may_go(choice, pinned)) return take(history_.slot(chosen_.entry(choice)));
-      chosen_.set_aside(choice);
-    }
-    if (const slot_index slot = take_aside(chosen_.aside(), pinned); slot != no_slot) return slot;
-    for (std::size_t tries = slots_; tries != 0; --tries) {
-      hand_ = hand_ + 1 < slots_ ? hand_ + 1 : 0;
-      const auto slot = static_cast<slot_index>(hand_);
-      if (entry_in_[slot] != none && !pinned(slot)) return take(slot);
-    }
-    return no_slot;
+    const std::uint32_t choice = chosen_.weakest_that(detail::parked_tries, [&](std::uint32_t at) {
+      const slot_index slot = history_.slot(at);
+      return slot != no_slot && !pinned(slot);
+    });
+    if (choice != none) return take(history_.slot(chosen_.entry(choice)));
+    const slot_index slot = held_.any(pinned);
+    return slot != no_slot ? take(slot) : no_slot;
   }
 
   /// News of a session between its requests, for the blocks that no other session used since.
@@ -197,7 +179,7 @@ class learned_hazard {
     }
   }
 
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] std::size_t size() const noexcept { return held_.size(); }
   /// Whether LRU does better than the choice just now.
   [[nodiscard]] bool follows_lru() const noexcept { return duel_.follows_lru(); }
   /// What the engine said last of a block's session, in the model's code; 0 where it said nothing.
@@ -275,9 +257,10 @@ class learned_hazard {
     history_.enter_age(e, model_);
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
-    if (!was_in_lru && x.in_lru != 0 && history_.slot(e) != no_slot) not_in_lru_.remove(history_.slot(e));
+    if (!was_in_lru && x.in_lru != 0 && history_.slot(e) != no_slot)
+      held_.wanted(detail::held_slots::lru, history_.slot(e));
     if (out != none && (out != e || was_in_lru) && history_.slot(out) != no_slot)
-      not_in_lru_.push_newest(0, history_.slot(out));
+      held_.unwanted(detail::held_slots::lru, history_.slot(out));
   }
   /// What was the last block of a request so far has others behind it.
   void was_not_last(std::uint32_t e, const detail::request_so_far& so_far) noexcept {
@@ -327,7 +310,7 @@ class learned_hazard {
     const std::uint32_t choice = chosen_.add(e, parent);
     history_.set_choice(e, choice);
     if (parent != none) history_[chosen_.entry(parent)].leaf = 0;
-    if (const slot_index slot = history_.slot(e); slot != no_slot) not_chosen_.remove(slot);
+    if (const slot_index slot = history_.slot(e); slot != no_slot) held_.wanted(detail::held_slots::choice, slot);
     return choice;
   }
   void give_up(std::uint32_t choice) noexcept {
@@ -341,7 +324,7 @@ class learned_hazard {
     }
     chosen_.remove(choice);
     history_.set_choice(e, none);
-    if (const slot_index slot = history_.slot(e); slot != no_slot) not_chosen_.push_newest(0, slot);
+    if (const slot_index slot = history_.slot(e); slot != no_slot) held_.unwanted(detail::held_slots::choice, slot);
     history_.drop_if_old(e, model_);
   }
   void queue(std::uint32_t choice, bool as_oldest) noexcept {
@@ -349,31 +332,15 @@ class learned_hazard {
     chosen_.enqueue(choice, detail::hazard_model::cell(history_.standing(e), history_.age(e)), as_oldest);
   }
 
-  template <class Pinned>
-  [[nodiscard]] bool may_go(std::uint32_t choice, Pinned& pinned) const {
-    const slot_index slot = history_.slot(chosen_.entry(choice));
-    return slot != no_slot && !pinned(slot);
-  }
-  template <class Pinned>
-  [[nodiscard]] slot_index take_aside(std::size_t tries, Pinned& pinned) {
-    for (tries = std::min(tries, chosen_.aside()); tries != 0; --tries) {
-      const std::uint32_t choice = chosen_.first_aside();
-      if (may_go(choice, pinned)) return take(history_.slot(chosen_.entry(choice)));
-      chosen_.set_aside(choice);
-    }
-    return no_slot;
-  }
   slot_index take(slot_index slot) noexcept {
-    const std::uint32_t choice = history_.choice(entry_in_[slot]);
+    const std::uint32_t choice = history_.choice(held_.entry(slot));
     if (choice != none) give_up(choice);
     return vacate(slot);
   }
   slot_index vacate(slot_index slot) noexcept {
-    const std::uint32_t e = std::exchange(entry_in_[slot], none);
-    if (history_.choice(e) == none) not_chosen_.remove(slot);
-    if (history_[e].in_lru == 0) not_in_lru_.remove(slot);
+    const std::uint32_t e = held_.entry(slot);
+    held_.release(slot, history_.choice(e) != none, history_[e].in_lru != 0);
     history_.set_slot(e, no_slot);
-    --size_;
     history_.drop_if_old(e, model_);
     return slot;
   }
@@ -383,15 +350,10 @@ class learned_hazard {
   detail::block_history history_;
   detail::ranked_blocks chosen_;
   detail::policy_duel duel_;
-  std::vector<std::uint32_t> entry_in_;
-  // Held, but not chosen, or not in what LRU would hold: those that left first go first.
-  detail::slot_lists not_chosen_;
-  detail::slot_lists not_in_lru_;
+  detail::held_slots held_;  // and what is held beside the choice, and beside what LRU would hold
   std::vector<std::uint32_t> current_;
   detail::requests_under_way under_way_;
   std::uint32_t now_ = 0;
-  std::size_t size_ = 0;
-  std::size_t hand_ = 0;
 };
 
 static_assert(eviction_policy<learned_hazard>);
