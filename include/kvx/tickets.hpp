@@ -103,18 +103,19 @@ struct prefetch_state : ticket_state {
   };
 
   prefetch_state(std::uint64_t id, std::shared_ptr<const plan> from_plan, std::vector<entry> entries, std::size_t from,
-                 clock::time_point until)
+                 clock::time_point now, clock::time_point until)
       : ticket_state(id, entries.size(), until),
         what(std::move(from_plan)),
         wanted(std::move(entries)),
         first(from),
-        blocks(what->blocks()) {}
+        blocks(what->blocks()),
+        started(now) {}
 
   const std::shared_ptr<const plan> what;
   std::vector<entry> wanted;  // ascending by block; its shape is constant
   const std::size_t first;
   const std::size_t blocks;
-  const clock::time_point started = clock::now();
+  const clock::time_point started;
   // Of blocks that were not in memory when the plan was made.
   std::atomic<std::uint64_t> bytes_wanted{0};
   std::atomic<std::uint64_t> bytes_ready{0};

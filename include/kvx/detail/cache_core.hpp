@@ -86,7 +86,7 @@ struct cache_core final : ticket_owner {
     const clock::time_point now = clock::now();
     auto ticket = std::make_shared<prefetch_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),
                                                    std::make_shared<const plan>(std::move(what)), std::move(wanted),
-                                                   first, now + state.opts.load_deadline);
+                                                   first, now, now + state.opts.load_deadline);
     if (ticket->entries() == 0) {
       const std::lock_guard lock(state.mutex);
       state.complete(ticket->id(), completion::operation::prefetch, {});

@@ -56,12 +56,12 @@ class newcomer_queue {
     std::reverse(newcomers_.begin(), newcomers_.end());
     std::stable_sort(newcomers_.begin(), newcomers_.end(),
                      [](const eviction_entry& a, const eviction_entry& b) { return a.past_tokens > b.past_tokens; });
-    if constexpr (chained_eviction<Policy>) {
-      for (std::size_t i = newcomers_.size(); i-- > 0;) insert(newcomers_[i]);
-    } else {
-      for (const eviction_entry& e : newcomers_) places_[e.slot] = place::held;
-      policy_.insert(newcomers_);
-    }
+    auto continued = newcomers_.begin();
+    if constexpr (chained_eviction<Policy>)
+      continued = std::stable_partition(newcomers_.begin(), newcomers_.end(),
+                                        [this](const eviction_entry& e) { return goes_on(e.slot); });
+    insert(std::span(continued, newcomers_.end()));
+    while (continued != newcomers_.begin()) insert_behind(*--continued);
     newcomers_.clear();
   }
 
@@ -144,15 +144,24 @@ class newcomer_queue {
     slot_index front = no_slot;
   };
 
-  // An engine saves a long prompt in parts: one that comes later would be newer than the one in front of it, and stay
-  // longer. Behind a block that another request brought in it would be as old as that.
-  void insert(const eviction_entry& newcomer) {
-    const auto [request, front] = origins_[newcomer.slot];
-    if (front != no_slot && places_[front] == place::held && request != 0 && origins_[front].request == request)
-      policy_.insert_behind(newcomer, front);
-    else
-      policy_.insert({&newcomer, 1});
-    places_[newcomer.slot] = place::held;
+  void insert(std::span<const eviction_entry> entries) {
+    for (const eviction_entry& e : entries) places_[e.slot] = place::held;
+    policy_.insert(entries);
+  }
+  // An engine saves a long prompt in parts: one that comes later would be newer than the one in front, and stay longer.
+  void insert_behind(const eviction_entry& entry) {
+    if constexpr (chained_eviction<Policy>) {
+      if (const slot_index front = origins_[entry.slot].front; places_[front] == place::held) {
+        places_[entry.slot] = place::held;
+        return policy_.insert_behind(entry, front);
+      }
+    }
+    insert({&entry, 1});
+  }
+  // Behind a block that another request brought in, a newcomer would be as old as that.
+  [[nodiscard]] bool goes_on(slot_index newcomer) const noexcept {
+    const auto [request, front] = origins_[newcomer];
+    return request != 0 && front != no_slot && places_[front] != place::outside && origins_[front].request == request;
   }
   template <class Kept>
   [[nodiscard]] slot_index take(Kept&& kept) {
