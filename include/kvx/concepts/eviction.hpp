@@ -66,7 +66,8 @@ struct eviction_request {
   std::size_t before = 0;
   /// Key of the block right in front of these, where `before` is not 0.
   std::uint64_t parent = 0;
-  /// The same in several calls about one request, whose blocks are then counted once; 0: a request of its own.
+  /// The same in several calls about one request, whose blocks count once, also those told twice; 0: a request of its
+  /// own.
   std::uint64_t id = 0;
   session_state session = session_state::unknown;
   /// When the session's next request is expected; zero: unknown.
@@ -85,15 +86,6 @@ concept request_eviction = eviction_policy<P> &&
     requires(P policy, const P& view, const eviction_request& request, std::uint64_t key) {
   policy.access(request);
   { view.admits(key) } -> std::same_as<bool>;
-};
-
-/// A policy that learns from requests and remembers those that it is told of in parts.
-///
-/// `told(id)` is how many of a request's blocks it was told of, from the front: only those behind them need be told.
-/// 0 for a request that it never heard of, or no longer knows.
-template <class P>
-concept incremental_eviction = request_eviction<P> && requires(const P& view, std::uint64_t id) {
-  { view.told(id) } -> std::same_as<std::size_t>;
 };
 
 /// An eviction policy that takes news about a session between its requests: it was closed, a tool was called.

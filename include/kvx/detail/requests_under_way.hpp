@@ -43,8 +43,7 @@ struct request_so_far {
   }
 };
 
-/// The requests told of lately, by their ids, which count up. One that comes back after some thousand others begins
-/// anew.
+/// The requests told of lately, by their ids. One that comes back after some thousand others begins anew.
 /// Cost    O(1), 150 KiB
 class requests_under_way {
  public:
@@ -56,17 +55,12 @@ class requests_under_way {
     for (std::size_t i = 0; i < ways && id != 0; ++i) {
       request_so_far& r = all_[first_of(id) + i];
       if (r.id == id) return r;
-      if (r.id < oldest->id) oldest = &r;
+      if (r.began < oldest->began) oldest = &r;
     }
     if (id == 0) oldest = &single_;
     *oldest = {};
     oldest->id = id;
     return *oldest;
-  }
-  [[nodiscard]] std::size_t told(std::uint64_t id) const noexcept {
-    for (std::size_t i = 0; i < ways && id != 0; ++i)
-      if (const request_so_far& r = all_[first_of(id) + i]; r.id == id) return r.blocks;
-    return 0;
   }
 
  private:

@@ -92,8 +92,6 @@ class learned_hazard {
     duel_.request(hits, model_.mean_request(), so_far.lead, goes_on);
     learn(count);
   }
-  /// Blocks of a request that access() was told of, from the front.
-  [[nodiscard]] std::size_t told(std::uint64_t id) const noexcept { return under_way_.told(id); }
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
