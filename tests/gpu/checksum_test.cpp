@@ -33,7 +33,11 @@ struct pages_on_device {
   pages_on_device(const pages_on_device&) = delete;
   pages_on_device& operator=(const pages_on_device&) = delete;
 
-  void upload() const { kvx_gpu::check(cudaMemcpy(pages, host.data(), host.size(), cudaMemcpyHostToDevice)); }
+  void upload() const {
+    kvx_gpu::check(cudaMemcpy(pages, host.data(), host.size(), cudaMemcpyHostToDevice));
+    // From pageable memory it returns before its last bytes have arrived, and the test's streams do not wait for it.
+    kvx_gpu::check(cudaDeviceSynchronize());
+  }
   [[nodiscard]] std::size_t count() const { return host.size() / kvx::page_bytes; }
 
   std::vector<std::byte> host;
