@@ -274,8 +274,10 @@ TEST_CASE(
     CHECK(expected.cached_tokens == 0);
     CHECK(part.result == expected.result);
     const single_run wrong = f.serve(cache, nullptr, 0, std::pair<std::size_t, std::size_t>{1, 3});
-    CHECK(wrong.cached_tokens == part.cached_tokens);
-    CHECK_FALSE(wrong.result == expected.result);
+    // What the run before saved may have taken room, or given some.
+    REQUIRE(wrong.cached_tokens > 3 * 16);
+    REQUIRE(wrong.cached_tokens < 688);
+    CHECK_FALSE(wrong.result == f.serve(none, nullptr, 0, std::nullopt, wrong.cached_tokens).result);
   }
 }
 
