@@ -74,7 +74,7 @@ class calibration {
   static constexpr std::size_t bytes = 16U << 20U;
   static constexpr std::size_t small = 4096;
   static constexpr std::size_t large = 32768;
-  static constexpr std::size_t rows = 128;  // keys and values of 64 layers
+  static constexpr std::size_t rows = 64;
 
   // Fragments of one size, two of them apart in device memory and neighbours in the slot.
   double measure(lane& of, cuda_technique how, std::size_t total, std::size_t fragment) {
