@@ -83,9 +83,9 @@ struct cuda_workload {
   return std::numeric_limits<double>::infinity();
 }
 
-/// The cheapest technique, with a lean of one and a half per cent to matrices, which cost the host next to nothing and take no
-/// multiprocessor. `direct` is for small calls, as it slows whatever runs beside it.
-/// Shape   kernels: whether there are any; direct_bytes: the largest call that may be `direct`
+/// The cheapest technique, with a lean of one and a half per cent to matrices, which cost the host next to nothing and
+/// take no multiprocessor. `direct` is for small calls, as it slows whatever runs beside it. Shape   kernels: whether
+/// there are any; direct_bytes: the largest call that may be `direct`
 [[nodiscard]] constexpr cuda_technique cheapest(const cuda_costs& costs, const cuda_workload& work, bool kernels,
                                                 std::size_t direct_bytes) noexcept {
   constexpr double lean = 0.985;
