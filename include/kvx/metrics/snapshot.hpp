@@ -26,7 +26,7 @@ struct basic_metrics {
     Counter stored;    ///< blocks that became visible here
     Counter evicted;   ///< blocks given up for room
     Counter dropped;   ///< blocks whose saving was given up to protect loads
-    Counter refused;   ///< blocks that the tier's admission policy did not want
+    Counter refused;   ///< blocks that a policy did not want in the tier
     Counter damaged;   ///< blocks read whose header or payload did not prove itself
     Counter timeouts;  ///< blocks whose deadline passed
     Counter errors;    ///< requests that ended with an error of the operating system or the device
@@ -162,8 +162,9 @@ constexpr void for_each_metric(Visit&& visit, Metrics&... all) {
       "kvx_dropped_blocks_total", "Blocks not saved to the tier, to protect loads.", counter,
       [](auto& t) -> auto& { return t.dropped; });
   per_tier(
-      "kvx_refused_blocks_total", "Blocks not saved to the tier, since its admission policy did not want them.",
-      counter, [](auto& t) -> auto& { return t.refused; });
+      "kvx_refused_blocks_total",
+      "Blocks not saved to the tier, since its admission or its eviction policy did not want them.", counter,
+      [](auto& t) -> auto& { return t.refused; });
   per_tier(
       "kvx_damaged_blocks_total", "Blocks read that did not prove themselves.", counter,
       [](auto& t) -> auto& { return t.damaged; });
@@ -201,7 +202,8 @@ constexpr void for_each_metric(Visit&& visit, Metrics&... all) {
       "kvx_operation_dropped_blocks_total", "Blocks of the operation that kvx gave up to protect loads.",
       [](auto& o) -> auto& { return o.dropped_blocks; });
   per_operation(
-      "kvx_operation_refused_blocks_total", "Blocks of the operation that an admission policy did not want.",
+      "kvx_operation_refused_blocks_total",
+      "Blocks of the operation that an admission or eviction policy did not want.",
       [](auto& o) -> auto& { return o.refused_blocks; });
 
   per_breaker(
