@@ -5,6 +5,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstddef>
+#include <span>
 #include <vector>
 
 TEST_CASE("newcomers reach the policy deepest first, in whatever order their copies and writes ended") {
@@ -108,4 +110,26 @@ TEST_CASE("who gets a slot next does not inherit what was ordered for it") {
   queue.add({1, 11, 0});
   queue.remove(1);
   CHECK(queue.orders(1) == kvx::block_orders{});
+}
+
+TEST_CASE("told are the blocks of a request from its front on, without a gap") {
+  kvx::newcomer_queue<kvx::lru> queue(4);
+  const std::vector<kvx::eviction_entry> blocks(2);
+  const auto access = [&](std::size_t before, std::size_t count) {
+    kvx::eviction_request request;
+    request.blocks = std::span(blocks).first(count);
+    request.before = before;
+    request.id = 77;
+    queue.access(request);
+  };
+  access(2, 2);
+  CHECK(queue.told(77) == 0);
+  access(3, 0);
+  CHECK(queue.told(77) == 0);
+  access(0, 2);
+  access(1, 1);
+  CHECK(queue.told(77) == 2);
+  access(2, 2);
+  CHECK(queue.told(77) == 4);
+  CHECK(queue.told(78) == 0);
 }

@@ -75,7 +75,9 @@ class newcomer_queue {
   /// Tells a policy that learns from requests of one; others only of the blocks that are here.
   /// Shape   request.blocks: slots in here, or none
   void access(const eviction_request& request) {
-    told_.note(request.id, request.before + request.blocks.size());
+    // What is in front of these may be the engine's own, and untold yet.
+    if (!request.blocks.empty() && request.before <= told_.blocks(request.id))
+      told_.note(request.id, request.before + request.blocks.size());
     if constexpr (request_eviction<Policy>) {
       policy_.access(request);
     } else {
