@@ -28,11 +28,7 @@ TEST_CASE("arc: what comes back after it was given up counts as used twice") {
   const kvx::slot_index first = policy.evict();
   REQUIRE(first == 0);
   policy.insert({first}, 1000);
-  for (int newcomer = 0; newcomer < 300; ++newcomer) {
-    const kvx::slot_index slot = policy.evict();
-    REQUIRE(slot != first);
-    policy.insert({slot});
-  }
+  kvx_test::require_outlives(policy, first, 300);
 }
 
 TEST_CASE("arc: what comes back behind a newcomer counts as used twice all the same") {
@@ -42,11 +38,7 @@ TEST_CASE("arc: what comes back behind a newcomer counts as used twice all the s
   policy.touch(slots_from(90, 10));           // so that something may be remembered of the others
   REQUIRE(policy.evict() == 0);
   policy.insert_behind({0}, 1, 1000);
-  for (int newcomer = 0; newcomer < 300; ++newcomer) {
-    const kvx::slot_index slot = policy.evict();
-    REQUIRE(slot != 0);
-    policy.insert({slot});
-  }
+  kvx_test::require_outlives(policy, 0, 300);
 }
 
 TEST_CASE("arc: keys that come back from one half enlarge it at the other's cost") {

@@ -256,6 +256,16 @@ class whole_and_in_parts {
   std::vector<std::vector<kvx::slot_index>> prompts_;
 };
 
+/// A slot's block stays while so many others come and go.
+template <class Policy>
+void require_outlives(checked_policy<Policy>& policy, kvx::slot_index kept, int newcomers) {
+  for (int newcomer = 0; newcomer < newcomers; ++newcomer) {
+    const kvx::slot_index slot = policy.evict();
+    REQUIRE(slot != kept);
+    policy.insert({slot});
+  }
+}
+
 }  // namespace kvx_test
 
 TEST_CASE_TEMPLATE_DEFINE("chained eviction policy", Policy, chained_conformance) {

@@ -32,11 +32,7 @@ TEST_CASE("s3fifo: what comes back soon after it was given up enters the main qu
   const kvx::slot_index first = policy.evict();
   REQUIRE(first == 0);
   policy.insert({first}, 1000);
-  for (int newcomer = 0; newcomer < 300; ++newcomer) {
-    const kvx::slot_index slot = policy.evict();
-    REQUIRE(slot != first);
-    policy.insert({slot});
-  }
+  kvx_test::require_outlives(policy, first, 300);
 }
 
 TEST_CASE("s3fifo: what comes back behind a newcomer enters the main queue all the same") {
@@ -45,11 +41,7 @@ TEST_CASE("s3fifo: what comes back behind a newcomer enters the main queue all t
   policy.insert(slots_from(0, slots), 1000);  // slot s holds key 1000 + s
   REQUIRE(policy.evict() == 0);
   policy.insert_behind({0}, 1, 1000);
-  for (int newcomer = 0; newcomer < 300; ++newcomer) {
-    const kvx::slot_index slot = policy.evict();
-    REQUIRE(slot != 0);
-    policy.insert({slot});
-  }
+  kvx_test::require_outlives(policy, 0, 300);
 }
 
 TEST_CASE("s3fifo: what comes back after more newcomers than there are slots is a newcomer itself") {
