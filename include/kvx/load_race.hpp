@@ -15,8 +15,8 @@ namespace kvx {
 ///
 /// Storage that was fast yesterday may crawl today, and a fresh process knows nothing of it: so the engine
 /// asks again as blocks arrive. Before the first one it waits `patience` (a share of the whole prefill); after
-/// it, as long as the projected end of the load plus the prefill of what it does not cover is clearly earlier
-/// than computing what is missing now. A prefetch that loses should be cancelled.
+/// it, as long as the rest of the load takes clearly less time than computing what it brings would. A prefetch
+/// that loses should be cancelled.
 ///
 ///     kvx::load_race race{pre, cost, prompt.size(), cache.block_tokens()};
 ///     while (race.worth_waiting()) pre.wait_ready(pre.ready_blocks() + 1, race.look_again());
@@ -31,8 +31,9 @@ class load_race {
 
   /// What waiting in vain may cost: 1 % of the prefill.
   static constexpr double default_patience = 0.01;
-  /// The part of the prefill that a load may take. What prefill costs and what storage delivers are both estimates, and
-  /// where they are close, the one that is wrong costs more than the other would have saved.
+  /// The part of the time to compute the blocks still to come that their load may take. What prefill costs and what
+  /// storage delivers are both estimates, and where they are close, the one that is wrong costs more than the other
+  /// would have saved.
   static constexpr double largest_part = 0.85;
 
   load_race(const prefetch_ticket& ticket, const prefill_cost& cost, std::size_t prompt_tokens,
@@ -47,8 +48,8 @@ class load_race {
     if (ticket_.done()) return false;
     const auto remaining = ticket_.projected_remaining();
     if (!remaining) return std::chrono::duration<double>(clock::now() - started_).count() < patience_seconds_;
-    const double loading = remaining->count() + compute_seconds(ticket_.planned_blocks());
-    return loading < largest_part * compute_seconds(ticket_.ready_blocks());
+    const double spared = compute_seconds(ticket_.ready_blocks()) - compute_seconds(ticket_.planned_blocks());
+    return remaining->count() < largest_part * spared;
   }
 
   /// How long to wait before asking again.

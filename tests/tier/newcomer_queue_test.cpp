@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -97,6 +98,78 @@ TEST_CASE("where all have high priority, not every eviction walks over all of th
   // One that may go is found at once all the same.
   arrive(0, {});
   CHECK(queue.evict(0, free) == 0);
+}
+
+TEST_CASE("where all have high priority, those that come do not bring the walks back") {
+  constexpr kvx::slot_index slots = 4096;
+  kvx::newcomer_queue<counting_lru> queue(slots);
+  const auto arrive = [&](kvx::slot_index slot) {
+    queue.order(slot, {kvx::retention::high, false, 0});
+    queue.add({slot, slot, 0});
+    queue.settle();
+  };
+  for (kvx::slot_index slot = 0; slot < slots; ++slot) arrive(slot);
+  counting_lru::looked_at = 0;
+  for (kvx::slot_index i = 0; i < slots / 2; ++i) {
+    const kvx::slot_index victim = queue.evict(0, [](kvx::slot_index) { return false; });
+    REQUIRE(victim == i);
+    arrive(victim);
+    queue.order(victim, {kvx::retention::high, false, 0});  // again, as another request that shares it does
+  }
+  CHECK(counting_lru::looked_at < 200 * slots);
+}
+
+TEST_CASE("high priority holds against all that may go, whatever was tried before") {
+  constexpr kvx::slot_index slots = 128;
+  kvx::newcomer_queue<kvx::lru> queue(slots);
+  for (kvx::slot_index slot = 0; slot < slots; ++slot) {
+    if (slot < 2) queue.order(slot, {kvx::retention::high, false, 0});
+    queue.add({slot, slot, 0});
+    queue.settle();
+  }
+  const auto free = [](kvx::slot_index) { return false; };
+  SUBCASE("nothing might go then") {
+    CHECK(queue.evict(0, [](kvx::slot_index) { return true; }) == kvx::no_slot);
+    CHECK(queue.evict(0, free) >= 2);
+  }
+  SUBCASE("only high priority might go then, and time has passed since") {
+    CHECK(queue.evict(0, [](kvx::slot_index slot) { return slot >= 2; }) == 0);
+    CHECK(queue.evict(1, free) == 2);
+  }
+}
+
+TEST_CASE("a time to live that is ordered many times over takes no other's place") {
+  constexpr kvx::slot_index slots = 64;
+  kvx::newcomer_queue<kvx::lru> queue(slots);
+  for (kvx::slot_index slot = 0; slot < slots; ++slot) {
+    queue.add({slot, slot, 0});
+    queue.settle();
+  }
+  std::uint32_t other = 100;
+  SUBCASE("the same") {}
+  SUBCASE("one of two in turns") { other = 101; }
+  for (int i = 0; i < 1000; ++i) queue.order(0, {kvx::retention::normal, false, i % 2 == 0 ? 100 : other});
+  for (kvx::slot_index slot = 1; slot < slots; ++slot) queue.order(slot, {kvx::retention::normal, false, 50});
+  for (kvx::slot_index i = 1; i < slots; ++i) CHECK(queue.evict(60, [](kvx::slot_index) { return false; }) != 0);
+  CHECK(queue.evict(60, [](kvx::slot_index) { return false; }) == 0);
+}
+
+TEST_CASE("a request that is told of its blocks again does not count as a second use of them") {
+  kvx::newcomer_queue<kvx::lru> queue(4);
+  queue.add({1, 1, 0});
+  queue.add({2, 2, 0});
+  queue.settle();
+  const auto access = [&](std::uint64_t id, kvx::slot_index slot) {
+    const kvx::eviction_entry block{slot, slot, 0};
+    kvx::eviction_request request;
+    request.blocks = {&block, 1};
+    request.id = id;
+    queue.access(request);
+  };
+  access(77, 1);
+  access(78, 2);
+  access(77, 1);
+  CHECK(queue.evict(0, [](kvx::slot_index) { return false; }) == 1);
 }
 
 TEST_CASE("who gets a slot next does not inherit what was ordered for it") {

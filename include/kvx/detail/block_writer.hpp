@@ -64,6 +64,10 @@ class block_writer {
         give_up_front(errc::dropped);
         continue;
       }
+      if (!of_use(g, next.what)) {
+        give_up_front(errc::dropped);
+        continue;
+      }
       if (state_.writes_under_way != 0 && state_.write_bytes_under_way + g.geometry.stride > window_bytes())
         return false;
       const auto place = take_place(g, now);
@@ -112,14 +116,15 @@ class block_writer {
   }
 
   /// Evicts own places until the reserve of free ones is there. Caller holds the lock.
-  void refill(group_type& g, std::size_t reserve, clock::time_point now) {
+  /// Shape   front: a block that stays
+  void refill(group_type& g, std::size_t reserve, clock::time_point now, node_id front = no_node) {
     if (now < g.no_place_before) return;
     const std::uint32_t today = state_.lease_clock(now);
     while (g.storage->store().free_slots() + g.storage->freeing() < reserve) {
       const slot_index victim = g.storage->evict(today, [&](slot_index place) {
         const node_id node = g.storage->node_of(place);
-        return g.index.has_children_in_storage(node) || g.index.memory_busy(node) || g.index.storage_busy(node) ||
-               g.index.lease(node) > today;
+        return node == front || g.index.has_children_in_storage(node) || g.index.memory_busy(node) ||
+               g.index.storage_busy(node) || g.index.lease(node) > today;
       });
       if (victim == no_slot) {
         g.no_place_before = now + state_type::no_victim_pause;
@@ -176,6 +181,19 @@ class block_writer {
            g.index.storage_slot(p.what.node) == no_slot;
   }
 
+  // The block in front of it; `no_node` where that decides nothing.
+  [[nodiscard]] static node_id front_of(const group_type& g, const block_type& what) {
+    if (what.block == 0 || !g.chained) return no_node;
+    return g.index.find(from_block_key<typename Hasher::digest_type>(what.parent));
+  }
+  // What nothing on storage leads to may have a place that is free, but no other block's.
+  [[nodiscard]] static bool of_use(group_type& g, const block_type& what) {
+    if (what.block == 0 || !g.chained || g.storage->may_grow() || g.storage->store().free_slots() > reserve(g))
+      return true;
+    const node_id front = front_of(g, what);
+    return front != no_node && g.index.storage_slot(front) != no_slot;
+  }
+
   void give_up(const pending_write& p, errc why) {
     group_type& g = *state_.groups[p.what.group];
     if (still_there(g, p)) g.memory.set_dirty(p.what.slot, false);
@@ -193,7 +211,7 @@ class block_writer {
     store::block_store& store = g.storage->store();
     const std::size_t wanted = reserve(g);
     if (store.free_slots() < wanted) {
-      if (!g.storage->may_grow()) refill(g, wanted, now);
+      if (!g.storage->may_grow()) refill(g, wanted, now, front_of(g, waiting_.front().what));
       state_.wake_keeper();
     }
     const auto place = store.allocate();

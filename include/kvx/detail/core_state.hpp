@@ -213,7 +213,9 @@ struct core_state {
   /// A free memory slot, if need be by eviction; `no_slot` when everything is in use. Only for loads, blocks that
   /// still wait to be saved are given up, then blocks that are leased, and then parents that storage holds as well: of
   /// a prompt longer than memory only the tail has no children here, and that is in use.
-  [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now) {
+  /// Shape   front: a block that stays, since the one that asks continues it
+  [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now,
+                                            node_id front = no_node) {
     // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
     const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
     if (g.memory.free_slots() == 0 || needs_node) {
@@ -225,7 +227,7 @@ struct core_state {
           // Where a node is needed, giving up a block that keeps its node would gain nothing.
           if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node)))
             return true;
-          return g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
+          return node == front || g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
                  (keep_leased && g.index.lease(node) > today);
         });
       };

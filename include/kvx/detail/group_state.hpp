@@ -84,6 +84,10 @@ struct group_state {
   [[nodiscard]] std::size_t most_nodes() const noexcept {
     return memory.capacity() + (storage ? storage->capacity() : 0);
   }
+  /// Whether a block is in any tier, or on its way there.
+  [[nodiscard]] bool cached(node_id node) const noexcept {
+    return node != no_node && (index.memory_slot(node) != no_slot || index.storage_slot(node) != no_slot);
+  }
   /// Where this process wrote a node's block, or is writing it; `no_slot` for other writers' places.
   [[nodiscard]] slot_index own_place(node_id node) const noexcept {
     const slot_index place = index.storage_slot(node);

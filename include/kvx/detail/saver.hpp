@@ -79,13 +79,18 @@ class saver {
       refuse(*ticket, entry, tier::memory);
       return std::nullopt;
     }
-    const slot_index slot = state_.take_memory_slot(g, io_class::save, now);
+    node_id front = front_of(g, made);
+    const bool found = g.cached(front);
+    // What nothing leads to may have a slot that is free, but no other block's.
+    const bool of_use = found || !g.chained || block == 0 || g.memory.free_slots() != 0;
+    const slot_index slot =
+        of_use ? state_.take_memory_slot(g, io_class::save, now, found && g.chained ? front : no_node) : no_slot;
     if (slot == no_slot) {
       state_.drop(*ticket, entry);
       return std::nullopt;
     }
-    const node_id parent = block == 0 ? no_node : g.index.find(from_block_key<digest_type>(from.parent(block)));
-    const node_id node = g.index.insert(key, parent);
+    if (!found) front = front_of(g, made);  // it may have gone with the block that gave its slot
+    const node_id node = g.index.insert(key, front);
     if (node == no_node) {  // parents that are gone, kept by their cached children, fill the index
       g.memory.release(slot);
       state_.drop(*ticket, entry);
@@ -109,7 +114,8 @@ class saver {
   template <class Saved>
   void announce(std::uint16_t group, const sequence& from, std::size_t first, std::size_t blocks, Saved&& saved) {
     group_type& g = *state_.groups[group];
-    const auto is_saved = [&](std::size_t b) { return b < first || saved(b - first); };
+    // Of a sliding window, what is in front of it is nothing to the request.
+    const auto is_saved = [&](std::size_t b) { return b < first ? g.chained : saved(b - first); };
     tell(g, g.memory, from, first, first + blocks, is_saved, [&](node_id node) { return g.index.memory_slot(node); });
     if (g.storage)
       tell(g, *g.storage, from, first, first + blocks, is_saved,
@@ -209,17 +215,19 @@ class saver {
     return {group_type::bits_of(c.key), group_type::bits_of(c.parent), static_cast<std::uint32_t>(c.block),
             static_cast<std::uint32_t>(behind)};
   }
+  // The block in front of it, cached or not; `no_node` for the first.
+  [[nodiscard]] static node_id front_of(const group_type& g, const copy& c) {
+    return c.block == 0 ? no_node : g.index.find(from_block_key<digest_type>(c.parent));
+  }
   template <class Fits>
   [[nodiscard]] static bool parent_fits(const group_type& g, const copy& c, Fits&& fits) {
     if (c.block == 0 || !g.chained) return true;
-    const node_id parent = g.index.find(from_block_key<digest_type>(c.parent));
+    const node_id parent = front_of(g, c);
     return parent != no_node && fits(parent);
   }
   [[nodiscard]] bool wanted_in_memory(group_type& g, const save_state& ticket, const copy& c) {
     if constexpr (decltype(g.memory_admission)::asks) {
-      const bool reachable = parent_fits(g, c, [&](node_id parent) {
-        return g.index.memory_slot(parent) != no_slot || g.index.storage_slot(parent) != no_slot;
-      });
+      const bool reachable = parent_fits(g, c, [&](node_id parent) { return g.cached(parent); });
       return g.memory_admission.admit(candidate(ticket, c), reachable);
     }
     return true;

@@ -7,7 +7,8 @@
 #include <kvx/detail/held_slots.hpp>
 #include <kvx/detail/policy_duel.hpp>
 #include <kvx/detail/ranked_blocks.hpp>
-#include <kvx/detail/requests_under_way.hpp>
+#include <kvx/detail/recent_requests.hpp>
+#include <kvx/detail/request_so_far.hpp>
 #include <kvx/detail/slot_lists.hpp>
 #include <kvx/types.hpp>
 
@@ -350,7 +351,7 @@ class learned_hazard {
   detail::policy_duel duel_;
   detail::held_slots held_;  // and what is held beside the choice, and beside what LRU would hold
   std::vector<std::uint32_t> current_;
-  detail::requests_under_way under_way_;
+  detail::recent_requests<detail::request_so_far> under_way_;
   std::uint32_t now_ = 0;
 };
 

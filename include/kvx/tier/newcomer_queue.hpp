@@ -2,8 +2,8 @@
 #pragma once
 
 #include <kvx/concepts/eviction.hpp>
+#include <kvx/detail/recent_requests.hpp>
 #include <kvx/tier/slot_orders.hpp>
-#include <kvx/tier/told_requests.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
@@ -31,10 +31,18 @@ struct block_origin {
 /// is left to evict, and then go to the policy deepest first. What a request brings in later goes behind what it
 /// brought in before, where the policy can do that.
 /// Thread  one caller at a time
-/// Cost    nine bytes per slot and 32 KiB, beside the policy's own
+/// Cost    bytes_per_slot and 48 KiB, beside the policy's own
 template <eviction_policy Policy>
 class newcomer_queue {
+  enum class place : std::uint8_t { outside, newcomer, held };
+  struct origin {
+    std::uint32_t request = 0;  // the low half of its id tells it from those before and after it
+    slot_index front = no_slot;
+  };
+
  public:
+  static constexpr std::size_t bytes_per_slot = sizeof(place) + (chained_eviction<Policy> ? sizeof(origin) : 0);
+
   explicit newcomer_queue(std::size_t slots)
       : places_(slots, place::outside),
         origins_(chained_eviction<Policy> ? slots : 0),
@@ -72,17 +80,18 @@ class newcomer_queue {
     std::erase_if(slots, [this](slot_index slot) { return places_[slot] != place::held; });
     policy_.touch(slots);
   }
-  /// Tells a policy that learns from requests of one; others only of the blocks that are here.
+  /// Tells a policy that learns from requests of one; others only of the blocks that are here, and of each once.
   /// Shape   request.blocks: slots in here, or none
   void access(const eviction_request& request) {
     // What is in front of these may be the engine's own, and untold yet.
-    if (!request.blocks.empty() && request.before <= told_.blocks(request.id))
-      told_.note(request.id, request.before + request.blocks.size());
+    const std::size_t told_before = told(request.id), end = request.before + request.blocks.size();
+    if (!request.blocks.empty() && request.before <= told_before) told_.of(request.id) = std::max(told_before, end);
     if constexpr (request_eviction<Policy>) {
       policy_.access(request);
     } else {
       touched_.clear();
-      for (const eviction_entry& e : request.blocks)
+      const std::size_t untold = end - std::clamp(told_before, request.before, end);
+      for (const eviction_entry& e : request.blocks.first(untold))
         if (e.slot != no_slot) touched_.push_back(e.slot);
       touch(touched_);
     }
@@ -97,11 +106,14 @@ class newcomer_queue {
     if constexpr (hint_eviction<Policy>) policy_.advise(keys, news);
   }
   /// How many blocks of a request access() was told of, from the front.
-  [[nodiscard]] std::size_t told(std::uint64_t request) const noexcept { return told_.blocks(request); }
+  [[nodiscard]] std::size_t told(std::uint64_t request) const noexcept {
+    const std::size_t* const blocks = told_.find(request);
+    return blocks == nullptr ? 0 : *blocks;
+  }
   /// What the engine orders for a slot, in place of what it ordered before. It may come before add(), and holds until
   /// the slot is taken out.
   void order(slot_index slot, const block_orders& wanted) {
-    high_passes_to_skip_ = 0;
+    if (places_[slot] != place::outside && wanted != orders_.of(slot)) high_passes_to_skip_ = 0;
     orders_.set(slot, wanted);
   }
   [[nodiscard]] block_orders orders(slot_index slot) const noexcept { return orders_.of(slot); }
@@ -125,27 +137,27 @@ class newcomer_queue {
       return first;
     }
     slot_index victim = no_slot;
-    if (high_passes_to_skip_ != 0) {
+    bool in_vain = false;
+    if (high_passes_to_skip_ != 0 && now == high_pass_at_) {
       --high_passes_to_skip_;
     } else if (orders_.any_high()) {
       victim = take([&](slot_index slot) { return orders_.high(slot) || kept(slot); });
-      // That was a walk over all slots in vain: it is not worth one for every eviction, but one for some.
-      if (victim == no_slot) high_passes_to_skip_ = places_.size() / 64;
+      in_vain = victim == no_slot;
     }
     if (victim == no_slot) victim = take(kept);
     if (victim == no_slot) return no_slot;
+    if (in_vain) {
+      // That was a walk over all slots: it is not worth one for every eviction, but one for some, and one whenever what
+      // was kept may have ended.
+      high_passes_to_skip_ = places_.size() / 64;
+      high_pass_at_ = now;
+    }
     places_[victim] = place::outside;
     orders_.clear(victim);
     return victim;
   }
 
  private:
-  enum class place : std::uint8_t { outside, newcomer, held };
-  struct origin {
-    std::uint32_t request = 0;  // the low half of its id tells it from those before and after it
-    slot_index front = no_slot;
-  };
-
   void insert(std::span<const eviction_entry> entries) {
     for (const eviction_entry& e : entries) places_[e.slot] = place::held;
     policy_.insert(entries);
@@ -177,10 +189,11 @@ class newcomer_queue {
   std::vector<origin> origins_;
   std::vector<eviction_entry> newcomers_;
   std::vector<slot_index> touched_;
-  told_requests told_;
+  detail::recent_requests<std::size_t> told_;
   Policy policy_;
   slot_orders orders_;
   std::size_t high_passes_to_skip_ = 0;
+  std::uint32_t high_pass_at_ = 0;
 };
 
 }  // namespace kvx

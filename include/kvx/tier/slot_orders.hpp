@@ -22,7 +22,8 @@ struct block_orders {
 
   friend bool operator==(const block_orders&, const block_orders&) = default;
 
-  /// What holds for a block that two requests share: whoever wants to keep it longer decides.
+  /// What holds for a block that two requests share: of priority, pin and time to live each the one that keeps it
+  /// longer, so that neither request gets less than it asked for.
   [[nodiscard]] static block_orders stronger(const block_orders& a, const block_orders& b) noexcept {
     const bool forever = a.expires == 0 || b.expires == 0;
     return {std::max(a.priority, b.priority), a.pinned || b.pinned, forever ? 0 : std::max(a.expires, b.expires)};
@@ -33,7 +34,7 @@ struct block_orders {
 ///
 /// At most half of the slots are kept by order; more orders to keep are remembered and have no effect.
 /// Thread  one caller at a time
-/// Cost    nothing until the first order; then 32 bytes per slot, O(log slots) per time to live, else O(1)
+/// Cost    nothing until the first order; then 36 bytes per slot, O(log slots) per time to live, else O(1)
 class slot_orders {
  public:
   explicit slot_orders(std::size_t slots) noexcept : slots_(slots) {}
@@ -47,9 +48,10 @@ class slot_orders {
       go_first_ = detail::slot_lists(slots_, 1);
       deadlines_.reserve(2 * slots_);
     }
+    order& at = orders_[slot];
+    if (at.asked == wanted && at.kept == wanted.pinned) return;  // a deadline that is there already counts once
     clear(slot);
     if (nothing) return;
-    order& at = orders_[slot];
     at.asked = wanted;
     at.kept = wanted.pinned && kept_ < slots_ / 2;
     kept_ += at.kept ? 1 : 0;
@@ -118,8 +120,8 @@ class slot_orders {
     // Those of slots that were given up since are only thrown out when their time comes, or here.
     if (deadlines_.size() == 2 * slots_) {
       std::erase_if(deadlines_, [this](const deadline& d) { return orders_[d.second].asked.expires != d.first; });
-      std::make_heap(deadlines_.begin(), deadlines_.end(), later);
-      if (deadlines_.size() == 2 * slots_) deadlines_.pop_back();
+      std::sort(deadlines_.begin(), deadlines_.end());  // a heap, the earliest in front
+      deadlines_.erase(std::unique(deadlines_.begin(), deadlines_.end()), deadlines_.end());
     }
     deadlines_.emplace_back(expires, slot);
     std::push_heap(deadlines_.begin(), deadlines_.end(), later);

@@ -74,7 +74,9 @@ class storage_tier {
   void flushed(std::size_t places) noexcept { freeing_ -= places; }
 
   /// Bytes of bookkeeping per place, the policy's apart.
-  [[nodiscard]] std::size_t memory_bytes() const noexcept { return nodes_.size() * (sizeof(node_id) + 1); }
+  [[nodiscard]] std::size_t memory_bytes() const noexcept {
+    return nodes_.size() * (sizeof(node_id) + newcomer_queue<Policy>::bytes_per_slot);
+  }
 
  private:
   store::block_store store_;

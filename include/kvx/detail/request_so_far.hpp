@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 namespace kvx::detail {
 
 /// What a policy remembers of a request that it is told of in parts: a load, and a save every few blocks.
 struct request_so_far {
-  std::uint64_t id = 0;
   /// Blocks told of, from the front; 0: none yet.
   std::size_t blocks = 0;
   std::size_t new_blocks = 0;
@@ -41,36 +38,6 @@ struct request_so_far {
     ++new_blocks;
     hitting.fill(false);
   }
-};
-
-/// The requests told of lately, by their ids. One that comes back after some thousand others begins anew.
-/// Cost    O(1), 150 KiB
-class requests_under_way {
- public:
-  requests_under_way() : all_(sets * ways) {}
-
-  /// The request of that id, or a new one in place of the oldest; 0 is a new one each time.
-  [[nodiscard]] request_so_far& of(std::uint64_t id) noexcept {
-    request_so_far* oldest = &all_[first_of(id)];
-    for (std::size_t i = 0; i < ways && id != 0; ++i) {
-      request_so_far& r = all_[first_of(id) + i];
-      if (r.id == id) return r;
-      if (r.began < oldest->began) oldest = &r;
-    }
-    if (id == 0) oldest = &single_;
-    *oldest = {};
-    oldest->id = id;
-    return *oldest;
-  }
-
- private:
-  static constexpr std::size_t sets = 512;
-  static constexpr std::size_t ways = 4;
-
-  [[nodiscard]] static std::size_t first_of(std::uint64_t id) noexcept { return id % sets * ways; }
-
-  std::vector<request_so_far> all_;
-  request_so_far single_;
 };
 
 }  // namespace kvx::detail
