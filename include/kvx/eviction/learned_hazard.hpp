@@ -32,7 +32,7 @@ namespace kvx {
 /// Thread  one caller at a time
 /// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 45 bytes per
 ///         block of history, which has nine blocks per slot and is paid for as blocks come; about 650 KiB beside it
-/// Source  docs/decisions/learned-hazard.md
+/// Source  docs/decisions/0012-learned-hazard.md
 class learned_hazard {
  public:
   explicit learned_hazard(std::size_t slots)
