@@ -29,11 +29,12 @@ for lint in dashboards layers policies readme sources; do
   python3 "tools/lint/$lint.py" --self-test || failed=1
   python3 "tools/lint/$lint.py" || failed=1
 done
-for script in tools/*.sh .ci/run; do
+scripts=(tools/*.sh examples/*/*.sh .ci/run)
+for script in "${scripts[@]}"; do
   bash -n "$script" || failed=1
 done
 if command -v shellcheck >/dev/null 2>&1; then
-  shellcheck -x tools/*.sh .ci/run || failed=1
+  shellcheck -x "${scripts[@]}" || failed=1
 fi
 if [ "$format" = yes ]; then
   find include tests bench examples \( -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) -print0 | xargs -0 clang-format --dry-run -Werror || failed=1

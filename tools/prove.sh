@@ -6,7 +6,7 @@ usage() {
   cat <<'USAGE'
 The long proofs, of which tools/test.sh runs a part: every planted bug, 1,000 kills, a million operations against late and
 lost I/O, 100,000 requests through the example connector, everything built by clang++ at -O0 and by g++ at -O0 without a
-warning. Two hours on two processors; before a release.
+warning, and the examples under ThreadSanitizer. About an hour on two cores; before a release.
 
 usage: tools/prove.sh [--build-dir D] [--jobs N]
   --build-dir D   default build/prove

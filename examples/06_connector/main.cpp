@@ -4,10 +4,11 @@
 // What an engine's connector to kvx looks like: a scheduler in one process, tensor-parallel ranks in others, with
 // chunked prefill, speculative decoding, preemption and cancellation.
 //
-//   scheduler.hpp  decides: matches through rank 0, truncates to what every rank has, hands out pages and gets them
-//   back worker.hpp     does: one rank with its shard of the memory, its cache and its stream protocol.hpp   carries
-//   plans and steps between them launch.hpp     makes the processes, before there is any cache model.hpp      stands
-//   for the model, and knows what every byte has to be
+//   scheduler.hpp  decides: matches through rank 0, truncates to what every rank has, hands out pages, takes them back.
+//   worker.hpp     does: one rank with its shard of the memory, its cache and its stream.
+//   protocol.hpp   carries plans and steps between them.
+//   launch.hpp     makes the processes, before there is any cache.
+//   model.hpp      stands for the model, and knows what every byte has to be.
 //
 // The copies are late and in random order, as a GPU's may be, so that a missing wait shows without one. Every byte that
 // is loaded is compared. --plant makes one of the mistakes that are easy to make; the program then ends with 3.

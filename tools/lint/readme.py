@@ -19,7 +19,7 @@ FENCED = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
 
 
 def pages(root):
-    found = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")])
+    found = sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "examples").rglob("*.md")])
     return {p.relative_to(root).as_posix(): p.read_text() for p in found}
 
 
@@ -86,6 +86,7 @@ CASES = [
     ({"README.md": "[a](docs/a.md) [b](docs/a.md#the-b-s) [c](https://a.b/c)\n", "docs/a.md": "# The `b`, s\n"}, None),
     ({"README.md": "[a](docs/a.md)\n"}, "leads nowhere"),
     ({"docs/a.md": "[a](b.md)\n", "b.md": "# B\n"}, "leads nowhere"),
+    ({"examples/a/README.md": "[a](b.md)\n"}, "leads nowhere"),
     ({"docs/a.md": "# A\n[b](#b)\n"}, "no heading"),
     ({"docs/a.md": "```\n# B\n```\n[b](#b)\n"}, "no heading"),
 ]

@@ -32,8 +32,8 @@ namespace kvx {
 /// Used without access(), by insert and touch alone, it learns from uses and ages only, and refuses nothing.
 /// Thread  one caller at a time
 /// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 45 bytes per
-///         block of history, which has nine blocks per slot and is paid for as blocks come; about 650 KiB beside it
-/// Source  docs/decisions/learned-hazard.md
+///         block of history, which has nine blocks per slot and is paid for as blocks come; about 500 KiB beside it
+/// Source  docs/decisions/0012-learned-hazard.md
 class learned_hazard {
  public:
   explicit learned_hazard(std::size_t slots)
