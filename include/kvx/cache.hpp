@@ -142,7 +142,8 @@ class cache {
   }
 
   /// Takes full blocks of committed tokens out of the engine's pages, into memory and then to storage.
-  /// Blocks that are cached already are neither copied nor written again.
+  /// Blocks that are cached already are neither copied nor written again, so naming them costs little; once a tier is
+  /// full, blocks are only taken whose front is there.
   /// Shape   ids: pages_per_block ids for each of the sequence's blocks from `first` on
   /// Stream  starts after what was submitted to `stream` before
   [[nodiscard]] save_ticket save(const sequence& from, std::size_t first, std::span<const block_id> ids,
