@@ -72,14 +72,32 @@ void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float*
   }
 }
 
+blocking blocks_for(std::size_t m, std::size_t panels, std::size_t threads) {
+  constexpr std::size_t tasks_per_thread = 4, least_rows = 4 * tile_rows;
+  blocking b{block_rows, block_panels, 0, 0};
+  for (;;) {
+    // Blocks of equal height, in whole tiles.
+    b.row_blocks = (m + b.rows - 1) / b.rows;
+    b.rows = ((m + b.row_blocks - 1) / b.row_blocks + tile_rows - 1) / tile_rows * tile_rows;
+    b.row_blocks = (m + b.rows - 1) / b.rows;
+    b.groups = (panels + b.panels - 1) / b.panels;
+    if (threads == 1 || b.tasks() >= tasks_per_thread * threads) return b;
+    if (b.rows >= 2 * least_rows && (b.panels == 1 || b.rows > b.panels * simd::panel))
+      b.rows /= 2;
+    else if (b.panels > 1)
+      b.panels /= 2;
+    else
+      return b;
+  }
+}
+
 void multiply(thread_pool& pool, rows_of<const float> x, std::size_t m, const packed_matrix& w, rows_of<float> y,
               bool accumulate) {
-  const std::size_t groups = (w.panels() + block_panels - 1) / block_panels;
-  const std::size_t blocks = (m + block_rows - 1) / block_rows;
-  pool.for_each(blocks * groups, [&](std::size_t task, std::size_t) {
-    const std::size_t row = task / groups * block_rows, p = task % groups * block_panels;
-    multiply({x[row], x.stride}, std::min(block_rows, m - row), w.columns(), w.panel(p), simd::panel * w.columns(),
-             std::min(block_panels, w.panels() - p), {y[row] + p * simd::panel, y.stride}, accumulate);
+  const blocking cut = blocks_for(m, w.panels(), pool.size());
+  pool.for_each(cut.tasks(), [&](std::size_t task, std::size_t) {
+    const std::size_t row = task / cut.groups * cut.rows, p = task % cut.groups * cut.panels;
+    multiply({x[row], x.stride}, std::min(cut.rows, m - row), w.columns(), w.panel(p), simd::panel * w.columns(),
+             std::min(cut.panels, w.panels() - p), {y[row] + p * simd::panel, y.stride}, accumulate);
   });
 }
 

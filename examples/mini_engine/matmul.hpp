@@ -47,9 +47,21 @@ struct rows_of {
 void multiply(rows_of<const float> x, std::size_t m, std::size_t k, const float* w, std::size_t w_stride,
               std::size_t panels, rows_of<float> y, bool accumulate);
 
-/// The blocks that a large product is cut into, one per task.
+/// The largest blocks that a product is cut into, one per task.
 inline constexpr std::size_t block_rows = 384;
 inline constexpr std::size_t block_panels = 4;
+
+/// How a product of m rows and so many panels is cut into tasks.
+struct blocking {
+  std::size_t rows, panels;        // of a block; the last ones may have less
+  std::size_t row_blocks, groups;  // how many there are
+  std::size_t tasks() const { return row_blocks * groups; }
+};
+
+/// Blocks as large as they may be, since each loads its rows and its weights anew, but so many that threads which end
+/// early have something left to do.
+/// Shape   m, panels: at least 1
+blocking blocks_for(std::size_t m, std::size_t panels, std::size_t threads);
 
 /// y[m, w.rows()] = x[m, w.columns()] * transpose(w), or += when accumulating, on all threads.
 void multiply(thread_pool& pool, rows_of<const float> x, std::size_t m, const packed_matrix& w, rows_of<float> y,

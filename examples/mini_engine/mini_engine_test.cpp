@@ -179,10 +179,28 @@ TEST_CASE("KV and logits do not depend on chunks, threads or pages, to the last 
   const outcome whole = prefill(m, tokens, {700}, 1, 0);
   const std::vector<std::vector<std::size_t>> cuts = {{512}, {100}, {1}, {13}, {640, 60}, {688, 12}, {3, 250, 1, 400}};
   for (const auto& chunks : cuts) {
-    for (const std::size_t threads : {1u, 2u, 3u}) {
+    for (const std::size_t threads : {1u, 2u, 16u}) {
       const outcome cut = prefill(m, tokens, chunks, threads, 5);
       CHECK(same_bits(whole.logits, cut.logits));
       CHECK(same_bits(whole.kv, cut.kv));
+    }
+  }
+}
+
+TEST_CASE("a product is cut into enough blocks for all threads, which cover it once") {
+  for (const std::size_t m : {1U, 5U, 97U, 256U, 1024U, 1600U}) {
+    for (const std::size_t panels : {1U, 3U, 24U, 64U}) {
+      for (const std::size_t threads : {1U, 2U, 16U}) {
+        CAPTURE(m);
+        CAPTURE(panels);
+        CAPTURE(threads);
+        const blocking cut = blocks_for(m, panels, threads);
+        CHECK(((cut.row_blocks - 1) * cut.rows < m && m <= cut.row_blocks * cut.rows));
+        CHECK(((cut.groups - 1) * cut.panels < panels && panels <= cut.groups * cut.panels));
+        CHECK((cut.rows <= block_rows && cut.panels <= block_panels));
+        const bool small = cut.panels == 1 && (cut.rows < 96 || cut.row_blocks == 1);
+        CHECK((threads == 1 || small || cut.tasks() >= 4 * threads));
+      }
     }
   }
 }

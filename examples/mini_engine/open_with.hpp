@@ -10,6 +10,7 @@
 #include <kvx/io/posix.hpp>
 #include <kvx/layout.hpp>
 #include <kvx/runtime.hpp>
+#include <kvx/transfer/host.hpp>
 #ifdef MINI_ENGINE_URING
 #include <kvx/io/auto_io.hpp>
 #include <kvx/io/uring.hpp>
@@ -18,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 #include "kv_cache.hpp"
@@ -28,10 +30,16 @@ template <class Io, class Transfer>
 kvx::any_cache<typename Transfer::stream_type> open_on(const kvx::options& options, kvx::layout pages,
                                                        Transfer transfer,
                                                        const std::function<void()>& memory_is_there) {
+  // Memory that nobody pins is given when it is first used: there is nothing to wait for, least of all for storage,
+  // which a backend asks what it can do.
+  constexpr bool pins = !std::is_same_v<Transfer, kvx::host_transfer>;
+  if (!pins) memory_is_there();
   auto runtime = std::make_shared<kvx::runtime<Io>>(options.memory_bytes, options.io, options.root);
-  // The memory is given when it is first used, and pinning uses it. The cache finds it pinned, or says why it is not.
-  static_cast<void>(transfer.register_arena(runtime->memory().bytes()));
-  memory_is_there();
+  if (pins) {
+    // The cache finds it pinned, or says why it is not.
+    static_cast<void>(transfer.register_arena(runtime->memory().bytes()));
+    memory_is_there();
+  }
   using cache = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, Io, Transfer>;
   return kvx::any_cache<typename Transfer::stream_type>(
       cache(options, std::move(pages), std::move(runtime), std::move(transfer)));

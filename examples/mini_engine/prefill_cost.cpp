@@ -22,12 +22,12 @@ double prefill_flops(const model_config& config, std::size_t matmul_parameters, 
 }
 
 prefill_cost::prefill_cost(transformer& engine, std::size_t chunk_tokens)
-    : chunk_tokens_(chunk_tokens), tile_tokens_(engine.tile_tokens()) {
+    : chunk_tokens_(chunk_tokens), tiling_(engine.tiling()) {
   const model_config& config = engine.weights().config;
   paged_kv& kv = engine.kv();
   const std::size_t room = std::min(config.context_tokens, kv.free_pages() * kv.block_tokens());
   const std::size_t many = std::min({chunk_tokens, engine.max_rows(), room, std::size_t{384}});
-  const std::size_t few = std::min(tile_tokens_, std::max<std::size_t>(1, many / 2));
+  const std::size_t few = std::min(tiling_.largest, std::max<std::size_t>(1, many / 2));
   const std::size_t past = std::min<std::size_t>(1536, room - few);
   // As many layers as overflow the caches: one small layer repeated would never read its weights from memory.
   const std::size_t layer_bytes = engine.weights().matmul_parameters() / config.layers * sizeof(float);
@@ -64,7 +64,8 @@ prefill_cost::prefill_cost(transformer& engine, std::size_t chunk_tokens)
 
 double prefill_cost::keys_packed(std::size_t past, std::size_t n) const {
   double keys = 0;
-  for (std::size_t t = 0; t < n; t += tile_tokens_) keys += static_cast<double>(past + std::min(n, t + tile_tokens_));
+  const std::size_t tile = tiling_.tokens(n);
+  for (std::size_t t = 0; t < n; t += tile) keys += static_cast<double>(past + std::min(n, t + tile));
   return keys;
 }
 

@@ -22,7 +22,7 @@ class prefill_cost {
   /// Units   seconds per chunk, per token, and per pair of a token and one that it attends to
   prefill_cost(std::size_t chunk_tokens, double per_chunk, double per_token, double per_pair)
       : chunk_tokens_(chunk_tokens),
-        tile_tokens_(chunk_tokens),
+        tiling_{chunk_tokens, chunk_tokens, 1, 1},
         per_chunk_(per_chunk),
         per_token_(per_token),
         per_pair_(per_pair) {}
@@ -35,7 +35,7 @@ class prefill_cost {
   double keys_packed(std::size_t past, std::size_t n) const;
 
   std::size_t chunk_tokens_;
-  std::size_t tile_tokens_;
+  attention_tiling tiling_;
   double per_chunk_ = 0;  // seconds: reading the weights, waking the threads
   double per_token_ = 0;
   double per_pair_ = 0;  // of a token and one that it attends to

@@ -90,7 +90,10 @@ void basic_server<Engine, Stream>::request_stretch(flight& f) {
   f.race.reset();
   f.stretch = {};  // the one before is loaded; its blocks may go
   f.stretch = cache_->prefetch(std::move(part), f.loaded_blocks);
-  f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens());
+  // Of what is left to compute, where the cache opened late: waiting for that has cost its share already.
+  const double whole = cost_.seconds(0, tokens), left = cost_.seconds(f.computed, tokens - f.computed);
+  const double patience = kvx::load_race::default_patience * (whole > 0 ? left / whole : 1.0);
+  f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens(), patience);
 }
 
 // Whoever computed the same beginning while this request waited for its turn has saved it by now.

@@ -15,6 +15,7 @@ namespace {
 // is rescaled at the same positions however the prompt was cut.
 constexpr std::size_t key_block = 256;
 constexpr std::size_t tile_query_rows = block_rows;  // tokens of a tile times heads of a group
+constexpr std::size_t least_tile_query_rows = 96;    // fewer would not pay for the keys packed for them
 constexpr std::size_t elementwise_rows = 16;         // rows per task of what is not a product
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
@@ -45,6 +46,8 @@ transformer::transformer(const model& m, paged_kv& kv, thread_pool& pool, std::s
       kv_(kv),
       pool_(pool),
       max_rows_(max_rows),
+      tiling_{std::max<std::size_t>(1, tile_query_rows / m.config.group()),
+              std::max<std::size_t>(1, least_tile_query_rows / m.config.group()), m.config.kv_heads, pool.size()},
       x_(max_rows, m.config.dim),
       normed_(max_rows, m.config.dim),
       query_(max_rows, m.config.dim),
@@ -66,10 +69,6 @@ transformer::transformer(const model& m, paged_kv& kv, thread_pool& pool, std::s
     s.row_sum.resize(rows);
     scratch_.push_back(std::move(s));
   }
-}
-
-std::size_t transformer::tile_tokens() const noexcept {
-  return std::max<std::size_t>(1, tile_query_rows / model_.config.group());
 }
 
 std::span<const float> transformer::prefill_chunk(const sequence& of, std::span<const token_id> tokens,
@@ -153,10 +152,10 @@ void transformer::rotate_and_store(std::span<const step> steps, std::size_t laye
 }
 
 void transformer::attend(std::span<const step> steps, std::size_t layer) {
-  const std::size_t per_tile = tile_tokens();
   tiles_.clear();
   std::size_t first = 0;
   for (const step& s : steps) {
+    const std::size_t per_tile = tiling_.tokens(s.tokens.size());
     for (std::size_t t = 0; t < s.tokens.size(); t += per_tile) {
       for (std::size_t head = 0; head < model_.config.kv_heads; ++head) {
         tiles_.push_back({&s, head, first + t, s.start + t, std::min(per_tile, s.tokens.size() - t)});
@@ -253,10 +252,10 @@ void transformer::attend_tile(const attention_tile& tile, std::size_t layer, scr
 void transformer::feed_forward(const model_layer& layer, std::size_t rows) {
   using simd::at, simd::lanes, simd::panel;
   const std::size_t panels = layer.gate.panels(), dim = model_.config.dim, width = block_panels * panel;
-  const std::size_t groups = (panels + block_panels - 1) / block_panels;
-  pool_.for_each((rows + block_rows - 1) / block_rows * groups, [&](std::size_t task, std::size_t worker) {
-    const std::size_t row = task / groups * block_rows, m = std::min(block_rows, rows - row);
-    const std::size_t p = task % groups * block_panels, count = std::min(block_panels, panels - p);
+  const blocking cut = blocks_for(rows, panels, pool_.size());
+  pool_.for_each(cut.tasks(), [&](std::size_t task, std::size_t worker) {
+    const std::size_t row = task / cut.groups * cut.rows, m = std::min(cut.rows, rows - row);
+    const std::size_t p = task % cut.groups * cut.panels, count = std::min(cut.panels, panels - p);
     const rows_of<float> gate{hidden_[row] + p * panel, hidden_.stride}, up{scratch_[worker].up.data(), width};
     multiply({normed_[row], normed_.stride}, m, dim, layer.gate.panel(p), panel * dim, count, gate, false);
     multiply({normed_[row], normed_.stride}, m, dim, layer.up.panel(p), panel * dim, count, up, false);

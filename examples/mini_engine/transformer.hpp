@@ -22,6 +22,21 @@ struct step {
   std::size_t start;
 };
 
+/// How a step's tokens are cut into tiles for attention: those of a tile share a pass over the keys before them.
+struct attention_tiling {
+  std::size_t largest = 1;  // tokens
+  std::size_t least = 1;
+  std::size_t heads = 1;  // tiles that the same tokens have
+  std::size_t threads = 1;
+
+  /// Tokens per tile for a sequence with so many in the step: as many as may be, but so few that all threads have work.
+  std::size_t tokens(std::size_t of_step) const noexcept {
+    std::size_t tile = largest;
+    while (tile >= 2 * least && (of_step + tile - 1) / tile * heads < 2 * threads) tile /= 2;
+    return tile;
+  }
+};
+
 /// Called by the thread that runs the step, once per layer, before that layer's attention reads earlier tokens' KV from
 /// the pages: the place to wait for KV that is still being copied in.
 using layer_hook = std::function<void(std::size_t layer)>;
@@ -46,8 +61,7 @@ class transformer {
   /// Runs only the first `count` layers, without logits: what a calibration times.
   void run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention = {});
 
-  /// Tokens of one sequence that share a pass over earlier KV.
-  std::size_t tile_tokens() const noexcept;
+  const attention_tiling& tiling() const noexcept { return tiling_; }
 
   std::size_t logits_stride() const noexcept { return logits_.stride; }
   std::size_t max_rows() const noexcept { return max_rows_; }
@@ -90,6 +104,7 @@ class transformer {
   paged_kv& kv_;
   thread_pool& pool_;
   std::size_t max_rows_;
+  attention_tiling tiling_;
   activations x_, normed_, query_, key_value_, attended_, hidden_, logits_;
   std::vector<attention_tile> tiles_;
   std::vector<scratch> scratch_;
