@@ -239,10 +239,10 @@ class fetcher {
         ::posix_fadvise(r->file, static_cast<off_t>(r->offset), static_cast<off_t>(g.geometry.stride),
                         POSIX_FADV_DONTNEED);
     }
-    const clock::time_point now = clock::now();
     requests more;
     {
       const std::lock_guard lock(state_.mutex);
+      const clock::time_point now = clock::now();  // in the order in which blocks are settled
       std::erase(reads_, finished);
       --state_.reads_under_way;
       state_.read_bytes_under_way -= g.geometry.stride;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <kvx/concepts/eviction.hpp>
-#include <kvx/detail/slot_lists.hpp>
+#include <kvx/detail/parking_queue.hpp>
 #include <kvx/types.hpp>
 
 #include <cstddef>
