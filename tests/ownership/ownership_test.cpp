@@ -312,18 +312,19 @@ TEST_CASE("a save is stored soon after its copies ended, though they ended after
   late_cache cache(late_options(root.path()), memory.layout(block_tokens), late_runtime(faults, 1),
                    kvx::deferred_transfer(device));
   const std::vector<prompt> prompts = make_prompts(cache);
-  // The threads of a cache look up once a second when nobody wakes them: what waits for that is never faster. One save
-  // that is proves that none has to be, on whatever machine.
-  auto fastest = std::chrono::steady_clock::duration::max();
-  for (std::size_t p = 0; p < 20 && fastest >= 500ms; ++p) {
+  // The threads of a cache look up once a second when nobody wakes them. A machine that is busy makes some saves slow,
+  // and now and then a busy thread looks up in time by chance: what most of them do is the cache's doing.
+  constexpr std::size_t most = 8;
+  std::size_t soon = 0;
+  for (std::size_t p = 0; p < 2 * most - 1 && soon < most; ++p) {
     device.hold();
     const auto saved = cache.save(prompts[p].chain, 0, kvx_test::pages_from(0, prompt_blocks), stream);
     CHECK_FALSE(saved.source_released());
     const auto began = std::chrono::steady_clock::now();
     device.release();
     REQUIRE(saved.wait_stored(kvx_test::patience));
-    fastest = std::min(fastest, std::chrono::steady_clock::now() - began);
+    if (std::chrono::steady_clock::now() - began < 500ms) ++soon;
     CHECK(saved.outcome().ok());
   }
-  CHECK(fastest < 500ms);
+  CHECK(soon == most);
 }
