@@ -10,12 +10,13 @@
 
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "file_size_limit.hpp"
 #include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
@@ -175,11 +176,7 @@ TEST_CASE("while a journal cannot be written the cache's threads sleep, and save
   std::this_thread::sleep_for(600ms);  // leases end
 
   // No file may grow from now on: places are evicted, but their evictions cannot be logged.
-  std::signal(SIGXFSZ, SIG_IGN);
-  ::rlimit before{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
-  const ::rlimit none{0, before.rlim_max};
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &none) == 0);
+  std::optional<kvx_test::file_size_limit> none(std::in_place, 0);
   std::vector<kvx::save_ticket> waiting;
   for (std::uint64_t seed = 100; seed < 104; ++seed) waiting.push_back(save(seed));
   std::this_thread::sleep_for(300ms);
@@ -188,7 +185,7 @@ TEST_CASE("while a journal cannot be written the cache's threads sleep, and save
   ::getrusage(RUSAGE_SELF, &from);
   std::this_thread::sleep_for(1s);
   ::getrusage(RUSAGE_SELF, &to);
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+  none.reset();
   CHECK(to.ru_nvcsw - from.ru_nvcsw < 1'000);
   for (const kvx::save_ticket& each : waiting) REQUIRE(each.wait_stored(patience));
   CHECK(waiting.back().outcome().ok());
