@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # What tests, benches and examples share. Not installed.
 
+set(KVX_TEST_TIMEOUT_SECONDS 120 CACHE STRING "Time limit of one test program")
+
 # Warnings stay out of kvx::kvx: a consumer chooses its own.
 add_library(kvx_warnings INTERFACE)
 target_compile_options(kvx_warnings INTERFACE

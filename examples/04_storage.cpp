@@ -115,6 +115,7 @@ int main() {
   options.storage_bytes = 16U << 20U;  // of all processes that use the root
   options.prompts_trusted = true;      // nobody hostile chooses prompts; else take kvx::shared_cache
   // [/options]
+  options.load_deadline = 60s;  // nobody waits for this program, and its machine may be busy
 
   std::vector<kvx::token_id> prompt(blocks * toy_engine::page_tokens + 1);
   for (std::size_t t = 0; t < prompt.size(); ++t) prompt[t] = static_cast<kvx::token_id>(3 * t + 1);
@@ -125,7 +126,7 @@ int main() {
     for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
     const auto save = cache.save(chain, 0, pages_from(0));
     // Engines do not wait for it; this program is about to end the cache.
-    check(save.wait_stored(10s) && save.outcome().ok(), "the blocks are on storage");
+    check(save.wait_stored(60s) && save.outcome().ok(), "the blocks are on storage");
     std::printf("saved %zu blocks of %zu bytes\n", chain.blocks(), cache.block_bytes());
   }
 
@@ -162,7 +163,7 @@ int main() {
     kvx::host_cache<> cache(options, engine.layout());
     const kvx::plan plan = cache.match(prompt);
     const kvx::prefetch_ticket arriving = cache.prefetch(plan);
-    check(arriving.wait_for(10s), "damage is noticed at once");
+    check(arriving.wait_for(60s), "damage is noticed at once");
     check(arriving.ready_blocks() == 0, "what is damaged is a miss");
     check(cache.load(plan, pages_from(32)).loaded_blocks() == 0, "and is never loaded");
     const std::uint64_t damaged = cache.stats().storage.damaged;

@@ -58,7 +58,7 @@ lane_setup() {
   cp -r "$root/include" "$lane/include"
   cmake -S "$root" -B "$lane/build" -G Ninja -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O0" \
     "-DKVX_INCLUDE_OVERRIDE=$lane/include" -DKVX_BUILD_EXAMPLES=OFF -DKVX_BUILD_BENCHMARKS=OFF \
-    -DKVX_TEST_TIMEOUT_SECONDS=60 >"$lane/configure.log" 2>&1 ||
+    -DKVX_TEST_TIMEOUT_SECONDS=300 >"$lane/configure.log" 2>&1 ||
     { cat "$lane/configure.log" >&2; return 1; }
 }
 

@@ -4,17 +4,22 @@
 
 import json
 import lzma
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree
 
 PROGRAM = sys.argv[1]
+# A little before ctest's own limit, so that no program is left behind.
+END = time.monotonic() + float(os.environ.get("KVX_TEST_TIMEOUT_SECONDS", "120")) - 10
 
 
 def run(*arguments, code=0, stdin=None):
-    done = subprocess.run([PROGRAM, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([PROGRAM, *map(str, arguments)], input=stdin, capture_output=True, text=True,
+                          timeout=max(1, END - time.monotonic()))
     assert done.returncode == code, f"{arguments}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 

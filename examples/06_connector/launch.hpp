@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +29,8 @@ struct launch_options {
   /// Storage root of all ranks; empty: one that goes at the end.
   std::string directory;
   planted mistake = planted::nothing;
+  /// What did not come from storage by then is computed.
+  std::chrono::milliseconds load_deadline{500};
 };
 
 /// The storage root: the one that was given, or one under the system's temporary directory for as long as this lives.
@@ -82,7 +85,8 @@ totals launch(const launch_options& with, Progress&& progress) {
       // A rank sees that the scheduler is gone when nobody else holds the other ends.
       to_ranks.clear();
       { const channel not_mine(std::move(here)); }
-      std::exit(run_rank({rank, ranks, root.path(), with.mistake == planted::unscoped_save}, std::move(there)));
+      std::exit(run_rank({rank, ranks, root.path(), with.mistake == planted::unscoped_save, with.load_deadline},
+                         std::move(there)));
     }
     to_ranks.push_back(std::move(here));
     children.push_back(child);

@@ -25,6 +25,7 @@ struct worker_options {
   std::uint16_t ranks = 1;
   std::string root;
   bool plant_unscoped_save = false;
+  std::chrono::milliseconds load_deadline{500};
 };
 
 /// One tensor-parallel rank: its shard of the model's memory, a cache over it, and a stream on which both work.
@@ -115,7 +116,7 @@ class worker {
     o.tensor_size = with.ranks;
     o.prompts_trusted = true;
     o.lease = std::chrono::milliseconds{50};
-    o.load_deadline = std::chrono::milliseconds{500};
+    o.load_deadline = with.load_deadline;
     return o;
   }
 

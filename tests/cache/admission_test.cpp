@@ -4,15 +4,15 @@
 
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <string>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
-using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
@@ -50,12 +50,9 @@ struct fixture {
   explicit fixture(const std::string& root) : cache(options_at(root), engine.layout()) {}
 
   static kvx::options options_at(const std::string& root) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+    kvx::options o = kvx_test::patient_options(root);
     o.memory_bytes = 4U << 20U;
-    o.root = root;
     o.storage_bytes = 16U << 20U;
-    o.prompts_trusted = true;
     return o;
   }
   kvx::sequence prefill(std::uint64_t seed, std::size_t tokens) {
@@ -65,14 +62,14 @@ struct fixture {
   }
   kvx::save_ticket save(const kvx::sequence& chain, std::size_t first = 0) {
     auto ticket = cache.save(chain, first, pages_from(static_cast<kvx::block_id>(first), chain.blocks() - first));
-    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.wait_stored(patience));
     return ticket;
   }
   /// Blocks of a prompt that are in memory or on storage; then that many are loaded, all of them right.
   std::size_t load(std::uint64_t seed, std::size_t tokens) {
     const kvx::plan plan = cache.match(tokens_of(seed, tokens));
     const auto pre = cache.prefetch(plan);
-    REQUIRE(pre.wait_for(10s));
+    REQUIRE(pre.wait_for(patience));
     const auto ticket = cache.load(plan, pages_from(32, plan.blocks()));
     ticket.wait();
     CHECK(ticket.loaded_blocks() == plan.blocks());

@@ -11,23 +11,22 @@
 #include <type_traits>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
 using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
 namespace {
 
 kvx::options small_options(const std::string& root = {}) {
-  kvx::options o;
-  o.identity = {"test-model", "r1", "f32"};
+  kvx::options o = kvx_test::patient_options(root);
   o.memory_bytes = 4U << 20U;
-  o.root = root;
   o.storage_bytes = 16U << 20U;
-  o.prompts_trusted = true;
   return o;
 }
 
@@ -57,14 +56,14 @@ struct fixture {
   }
   void save_all(const kvx::sequence& chain) {
     const auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()));
-    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.wait_stored(patience));
     REQUIRE(ticket.outcome().ok());
   }
   /// Loads what a plan says into poisoned pages from 32 on; returns how many blocks arrived, all right.
   std::size_t load_and_check(const kvx::plan& plan) {
     for (kvx::block_id p = 32; p < 64; ++p) engine.poison(p);
     const auto pre = cache.prefetch(plan);
-    REQUIRE(pre.wait_for(10s));
+    REQUIRE(pre.wait_for(patience));
     const std::size_t ready = pre.ready_blocks();
     const auto ticket = cache.load(plan, pages_from(32, plan.blocks()));
     for (std::size_t l = 0; l < engine.geometry().layers; ++l) REQUIRE(ticket.wait_layer(l, {}).ok());
@@ -182,7 +181,7 @@ TEST_CASE("chunked saves continue the chain, and known blocks are not saved agai
     const auto ticket =
         f.cache.save(chain, saved, pages_from(static_cast<kvx::block_id>(saved), chain.blocks() - saved));
     CHECK(ticket.source_released());
-    REQUIRE(ticket.wait_stored(5s));
+    REQUIRE(ticket.wait_stored(patience));
     saved = chain.blocks();
   }
   CHECK(chain.keys().size() == 16);
@@ -239,9 +238,9 @@ TEST_CASE("a prefix that was saved first, and never used since, still outlives i
   o.lease = 1ms;
   fixture f(o);
   const kvx::sequence chain = f.prefill(1, 41);
-  for (kvx::block_id b = 0; b < 10; b += 2) REQUIRE(f.cache.save(chain, b, pages_from(b, 2)).wait_stored(5s));
+  for (kvx::block_id b = 0; b < 10; b += 2) REQUIRE(f.cache.save(chain, b, pages_from(b, 2)).wait_stored(patience));
   const kvx::sequence other = f.prefill(2, 41);
-  REQUIRE(f.cache.save(other, 0, pages_from(0, 10)).wait_stored(5s));
+  REQUIRE(f.cache.save(other, 0, pages_from(0, 10)).wait_stored(patience));
   REQUIRE(f.cache.stats().memory.evicted > 0);
   REQUIRE(f.cache.stats().memory.evicted < 10);
   CHECK(f.cache.match(chain.tokens()).blocks() == 10 - f.cache.stats().memory.evicted);
@@ -258,7 +257,7 @@ TEST_CASE("after a restart a prefix outlives its suffix, also where its write en
     const auto shared = std::make_shared<kvx::runtime<faulty>>(o.memory_bytes, std::make_unique<faulty>(o.io, control));
     kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, faulty, kvx::host_transfer> cache(o, engine.layout(), shared);
     control->arm({.kind = kvx::fault_kind::late, .scope = kvx::fault_scope::writes, .delay = 200ms});
-    REQUIRE(cache.save(cache.make_sequence(tokens), 0, pages_from(0, 3)).wait_stored(10s));
+    REQUIRE(cache.save(cache.make_sequence(tokens), 0, pages_from(0, 3)).wait_stored(patience));
   }
   o.lease = 1ms;
   {
@@ -271,14 +270,14 @@ TEST_CASE("after a restart a prefix outlives its suffix, also where its write en
   REQUIRE(plan.blocks() == 3);
   {
     const auto pre = cache.prefetch(plan);
-    REQUIRE(pre.wait_for(10s));
+    REQUIRE(pre.wait_for(patience));
     REQUIRE(pre.ready_blocks() == 3);
     cache.load(plan, pages_from(1, 2), {}, 1).wait();  // of the first block nobody has been longer without
   }
   std::this_thread::sleep_for(600ms);  // leases end
   for (std::uint64_t seed = 2; cache.stats().memory.evicted == 0; ++seed) {
     REQUIRE(seed < 20);
-    REQUIRE(cache.save(cache.make_sequence(tokens_of(seed, 4)), 0, pages_from(0, 1)).wait_stored(10s));
+    REQUIRE(cache.save(cache.make_sequence(tokens_of(seed, 4)), 0, pages_from(0, 1)).wait_stored(patience));
   }
   CHECK(cache.match(tokens).where(0) == kvx::tier::memory);
   CHECK(cache.match(tokens).where(2) == kvx::tier::storage);
@@ -298,12 +297,12 @@ TEST_CASE("a block whose way to storage was cut off goes there with the next sav
   for (kvx::block_id b = 0; b < 10; ++b) engine.fill(b, chain.key(b));
   control->arm({.scope = kvx::fault_scope::writes, .count = kvx::fault_rule::for_ever});
   const auto failed = cache.save(chain, 0, pages_from(0, 10));
-  REQUIRE(failed.wait_stored(5s));
+  REQUIRE(failed.wait_stored(patience));
   CHECK_FALSE(failed.outcome().ok());
   CHECK(cache.match(chain.tokens()).blocks() == 10);
   control->disarm();
   const auto again = cache.save(chain, 0, pages_from(0, 10));
-  REQUIRE(again.wait_stored(5s));
+  REQUIRE(again.wait_stored(patience));
   CHECK(again.outcome().ok());
   CHECK(cache.stats().storage.stored == 10);
 }
@@ -320,7 +319,7 @@ TEST_CASE("storage is bounded: the cap holds, evicted blocks are misses, nothing
   for (std::uint64_t seed = 0; seed < 40; ++seed) {
     prompts.push_back(f.prefill(seed, 41));
     const auto ticket = f.cache.save(prompts.back(), 0, pages_from(0, prompts.back().blocks()));
-    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.wait_stored(patience));
   }
   const auto stats = f.cache.stats();
   CHECK(stats.storage.evicted > 0);
@@ -336,7 +335,7 @@ TEST_CASE("erased blocks are misses in every tier") {
   fixture f(small_options(root.path()));
   const kvx::sequence chain = f.prefill(1, 41);
   f.save_all(chain);
-  REQUIRE(f.cache.drain(5s));
+  REQUIRE(f.cache.drain(patience));
   CHECK(f.cache.erase(chain.keys().subspan(4)) == 6);
   CHECK(f.cache.match(chain.tokens()).blocks() == 4);
   f.save_all(chain);
@@ -366,7 +365,7 @@ TEST_CASE("bad arguments are refused and change nothing") {
   CHECK(f.cache.save(chain, 11, pages_from(0, 0)).outcome() == kvx::status{kvx::errc::bad_argument});
   CHECK(f.cache.save(kvx::sequence{}, 0, pages_from(0, 0)).outcome() == kvx::status{kvx::errc::bad_argument});
   const auto beyond = f.cache.save(chain, 0, pages_from(60, 10));
-  REQUIRE(beyond.wait_stored(1s));
+  REQUIRE(beyond.wait_stored(patience));
   CHECK_FALSE(beyond.outcome().ok());
   CHECK(f.cache.match(chain.tokens()).empty());
   f.save_all(chain);
@@ -393,7 +392,7 @@ TEST_CASE("finished tickets can be polled") {
   fixture f(small_options());
   const kvx::sequence chain = f.prefill(1, 41);
   const auto saved = f.cache.save(chain, 0, pages_from(0, 10));
-  REQUIRE(saved.wait_stored(5s));
+  REQUIRE(saved.wait_stored(patience));
   const kvx::plan plan = f.cache.match(chain.tokens());
   const auto pre = f.cache.prefetch(plan);
   const auto loaded = f.cache.load(plan, pages_from(32, 10));
@@ -523,12 +522,12 @@ TEST_CASE("a plan that does not fit is refused and costs no block") {
   other_tiers.tiers.pop_back();
   for (const kvx::plan* bad : {&other_root, &other_tokens, &other_size, &other_tiers}) {
     const auto pre = f.cache.prefetch(*bad);
-    REQUIRE(pre.wait_for(5s));
+    REQUIRE(pre.wait_for(patience));
     const std::size_t ready = pre.ready_blocks();
     const auto loaded = f.cache.load(*bad, pages_from(32, bad->blocks()));
     // A read that somebody else began is joined as it is; the load then sees what does not fit.
     CHECK((ready < 10 || loaded.loaded_blocks() < 10));
-    REQUIRE(f.cache.drain(5s));
+    REQUIRE(f.cache.drain(patience));
   }
   CHECK(f.cache.match(tokens).blocks() == 10);
   CHECK(f.load_and_check(good) == 10);
@@ -538,7 +537,7 @@ TEST_CASE("a hasher that collides cannot make a load serve another block's token
   test_engine engine({});
   kvx::cache<kvx::layout, colliding, kvx::lru, kvx::posix, kvx::host_transfer> cache(small_options(), engine.layout());
   const kvx::sequence chain = cache.make_sequence(tokens_of(1, 5));
-  REQUIRE(cache.save(chain, 0, pages_from(0, 1)).wait_stored(5s));
+  REQUIRE(cache.save(chain, 0, pages_from(0, 1)).wait_stored(patience));
   const kvx::plan mine = cache.match(chain.tokens());
   CHECK(cache.load(mine, pages_from(8, 1)).loaded_blocks() == 1);
   const kvx::plan theirs = cache.match(tokens_of(2, 5));
@@ -557,7 +556,7 @@ TEST_CASE("caches that come and go on one runtime leave nothing behind") {
     const kvx::sequence chain = cache.make_sequence(tokens_of(1, 41));
     for (kvx::block_id b = 0; b < 10; ++b) engine.fill(b, chain.key(b));
     CHECK(cache.match(chain).blocks() == (round < 2 ? 0 : 10));
-    REQUIRE(cache.save(chain, 0, pages_from(0, 10)).wait_stored(5s));
+    REQUIRE(cache.save(chain, 0, pages_from(0, 10)).wait_stored(patience));
   }
 }
 
@@ -606,13 +605,14 @@ TEST_CASE("storage that hangs opens the breaker, though each request has a singl
   for (int request = 0; request < 3; ++request) {
     const kvx::plan plan = cache.match(tokens);
     REQUIRE(plan.blocks() == 1);
-    REQUIRE(cache.prefetch(plan).wait_for(5s));
+    REQUIRE(cache.prefetch(plan).wait_for(patience));
   }
   CHECK(cache.stats().breaker_load.opened == 1);
   CHECK(cache.match(tokens).where(0) == kvx::tier::pending);  // its read is still under way
   control->disarm();
   control->release_all();
-  for (int patience = 0; patience < 500 && cache.stats().breaker_load.closed == 0; ++patience)
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (cache.stats().breaker_load.closed == 0 && std::chrono::steady_clock::now() < end)
     std::this_thread::sleep_for(10ms);
   CHECK(cache.stats().breaker_load.closed == 1);
 }

@@ -4,17 +4,17 @@
 
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <cstring>
 #include <span>
 #include <vector>
 
 #include "host_memory.hpp"
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 #include "toy_layout.hpp"
 
-using namespace std::chrono_literals;
+using kvx_test::patience;
 using kvx_test::tokens_of;
 using kvx_test::toy_group;
 using kvx_test::toy_layout;
@@ -84,13 +84,11 @@ class hybrid_engine {
 using hybrid_cache = kvx::cache<toy_layout, kvx::xxh3_128, kvx::lru, kvx::posix, kvx::host_transfer>;
 
 kvx::options options(const std::string& root) {
-  kvx::options o;
+  kvx::options o = kvx_test::patient_options(root);
   o.identity = {"hybrid", "r1", "f32"};
   o.memory_bytes = 2U << 20U;
-  o.root = root;
   o.storage_bytes = 16U << 20U;
   o.extent_bytes = 1U << 20U;
-  o.prompts_trusted = true;
   return o;
 }
 
@@ -111,7 +109,7 @@ void save(hybrid_cache& cache, hybrid_engine& engine, const kvx::sequence& chain
   }
   const auto as_spans = spans(pages_of);
   const auto ticket = cache.save(chain, 0, std::span(as_spans));
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   REQUIRE(ticket.outcome().ok());
 }
 
@@ -124,7 +122,7 @@ void check_load(hybrid_cache& cache, hybrid_engine& engine, const kvx::plan& pla
       engine.poison(g, into[g][b]);
     }
   const auto pre = cache.prefetch(plan);
-  REQUIRE(pre.wait_for(10s));
+  REQUIRE(pre.wait_for(patience));
   CHECK(pre.outcome().ok());
   const auto as_spans = spans(into);
   const auto loaded = cache.load(plan, std::span(as_spans));

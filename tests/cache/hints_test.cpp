@@ -9,11 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
 using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
@@ -71,8 +73,7 @@ struct fixture {
     REQUIRE(cache.memory_blocks() == 10);
   }
   static kvx::options options_at(const std::string& root) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+    kvx::options o = kvx_test::patient_options();
     test_engine measured{{}};
     {
       o.memory_bytes = 4U << 20U;
@@ -81,7 +82,6 @@ struct fixture {
     }
     o.root = root;
     o.storage_bytes = 16U << 20U;
-    o.prompts_trusted = true;
     o.lease = 0ms;
     return o;
   }
@@ -92,7 +92,7 @@ struct fixture {
   }
   kvx::save_ticket save(const kvx::sequence& chain) {
     auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()));
-    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.wait_stored(patience));
     CHECK(ticket.source_released());
     return ticket;
   }
@@ -201,10 +201,10 @@ TEST_CASE("a request that comes in parts is told once, under one id") {
   CHECK(plan.lease.id == chain.id());
   REQUIRE(plan.blocks() == 2);
   f.cache.load(plan, pages_from(32, 2)).wait();
-  REQUIRE(f.cache.save(chain, 2, pages_from(2, 1)).wait_stored(10s));
+  REQUIRE(f.cache.save(chain, 2, pages_from(2, 1)).wait_stored(patience));
   (void)f.cache.extend(chain, tokens_of(7, 12));
   for (std::size_t b = 3; b < 6; ++b) f.engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
-  REQUIRE(f.cache.save(chain, 4, pages_from(4, 2)).wait_stored(10s));  // block 3 is the engine's own
+  REQUIRE(f.cache.save(chain, 4, pages_from(4, 2)).wait_stored(patience));  // block 3 is the engine's own
   REQUIRE(choosy::told.size() == 6);
   constexpr std::size_t begin[] = {0, 2, 3};
   constexpr std::size_t end[] = {2, 3, 6};
@@ -224,7 +224,7 @@ TEST_CASE("a save without an id tells of its own blocks alone") {
   fixture<choosy> f;
   kvx::sequence chain = f.prefill(1, 4);
   chain.set_id(0);
-  REQUIRE(f.cache.save(chain, 2, pages_from(2, 2)).wait_stored(10s));
+  REQUIRE(f.cache.save(chain, 2, pages_from(2, 2)).wait_stored(patience));
   REQUIRE(choosy::told.size() == 1);
   CHECK(choosy::told[0].before == 2);
   CHECK(choosy::told[0].parent == bits_of(chain.key(1)));

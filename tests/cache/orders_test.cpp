@@ -12,11 +12,13 @@
 #include <string>
 #include <thread>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
 using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
@@ -38,14 +40,12 @@ struct fixture {
     REQUIRE(cache.memory_blocks() == 2 * prompt_blocks);
   }
   static kvx::options options_at(const std::string& root, std::uint64_t storage_bytes) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+    kvx::options o = kvx_test::patient_options();
     o.memory_bytes = 4U << 20U;
     test_engine measured{{}};
     o.memory_bytes = 2 * prompt_blocks * kvx::host_cache<>(o, measured.layout()).block_bytes();
     o.root = root;
     o.storage_bytes = storage_bytes;
-    o.prompts_trusted = true;
     o.lease = 0ms;
     return o;
   }
@@ -58,9 +58,9 @@ struct fixture {
   }
   void save(std::uint64_t seed, const kvx::hints& wanted = {}) {
     const auto ticket = start_save(seed, wanted);
-    REQUIRE(ticket.wait_stored(10s));
+    REQUIRE(ticket.wait_stored(patience));
     // The pump publishes what was copied, and lets slots go.
-    REQUIRE(cache.drain(10s));
+    REQUIRE(cache.drain(patience));
   }
   void save_others(std::uint64_t first, std::size_t prompts) {
     for (std::uint64_t seed = first; seed < first + prompts; ++seed) save(seed);
@@ -99,7 +99,7 @@ TEST_CASE("a hint holds that comes while the block is copied into memory") {
   const auto ticket = f.start_save(1);
   f.cache.hint(f.prompt(1), pinned());
   f.device.release();
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   f.save_others(2, 6);
   CHECK(f.cached(1) == prompt_blocks);
 }
@@ -112,8 +112,8 @@ TEST_CASE("what comes into memory may be given up first only when it is there") 
   // There is no room for a third prompt beside one that is being copied, and none for its copies.
   const auto third = f.start_save(3);
   f.device.release();
-  REQUIRE(ticket.wait_stored(10s));
-  REQUIRE(third.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
+  REQUIRE(third.wait_stored(patience));
   CHECK(ticket.outcome().ok());
   CHECK(f.cached(2) + f.cached(3) == 2 * prompt_blocks);
 }
@@ -126,7 +126,7 @@ TEST_CASE("a hint holds on storage that comes while the block waits to be writte
   while (f.control->withheld() == 0) std::this_thread::sleep_for(1ms);
   f.cache.hint(f.prompt(1), pinned());
   f.control->release_all();
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   REQUIRE(ticket.outcome().ok());
   f.cache.hint(f.prompt(99), pinned());  // of blocks that nobody has
   std::uint64_t seed = 2;
@@ -149,7 +149,7 @@ TEST_CASE("what comes back from storage comes with its orders") {
   f.cache.hint(f.prompt(1), {});
   {
     const auto arriving = f.cache.prefetch(f.cache.match(f.prompt(2)));
-    REQUIRE(arriving.wait_for(10s));
+    REQUIRE(arriving.wait_for(patience));
     REQUIRE(arriving.ready_blocks() == prompt_blocks);
   }
   std::this_thread::sleep_for(600ms);  // leases have steps of a quarter second as well
@@ -185,7 +185,7 @@ TEST_CASE("a time to live counts from the call, however long the copies took") {
   const auto ticket = f.start_save(2, brief);
   std::this_thread::sleep_for(600ms);  // the clock of such orders has steps of a quarter second
   f.device.release();
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   f.save(3);
   CHECK(f.cached(1) == prompt_blocks);
   CHECK(f.cached(2) == 0);

@@ -4,7 +4,6 @@
 
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,11 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
-using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
@@ -27,12 +27,9 @@ using runtime = kvx::runtime<kvx::posix>;
 constexpr std::uint64_t mib = 1U << 20U;
 
 kvx::options of_size(std::uint64_t memory_bytes, const std::string& root = {}) {
-  kvx::options o;
-  o.identity = {"test-model", "r1", "f32"};
+  kvx::options o = kvx_test::patient_options(root);
   o.memory_bytes = memory_bytes;
-  o.root = root;
   o.storage_bytes = 16 * mib;
-  o.prompts_trusted = true;
   return o;
 }
 
@@ -72,7 +69,7 @@ TEST_CASE("what pads a slot on storage is not what another cache had in memory")
     for (kvx::block_id page = 0; page < 64; ++page) secretive.poison(page);
     for (std::uint64_t seed = 0; seed < 60; ++seed) {
       const kvx::sequence chain = cache.make_sequence(tokens_of(seed, 9));
-      REQUIRE(cache.save(chain, 0, pages_from(0, 2)).wait_stored(10s));
+      REQUIRE(cache.save(chain, 0, pages_from(0, 2)).wait_stored(patience));
     }
   }
   test_engine engine({});
@@ -81,7 +78,7 @@ TEST_CASE("what pads a slot on storage is not what another cache had in memory")
     for (std::uint64_t seed = 100; seed < 120; ++seed) {
       const kvx::sequence chain = cache.make_sequence(tokens_of(seed, 9));
       for (kvx::block_id page = 0; page < 2; ++page) engine.fill(page, chain.key(page));
-      REQUIRE(cache.save(chain, 0, pages_from(0, 2)).wait_stored(10s));
+      REQUIRE(cache.save(chain, 0, pages_from(0, 2)).wait_stored(patience));
     }
   }
   std::size_t slabs = 0;

@@ -10,23 +10,22 @@
 #include <utility>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
 using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
 TEST_CASE("a prefetch waits for memory that loads under way will let go of") {
   const kvx_test::temporary_directory directory;
   test_engine engine({});
-  kvx::options with;
-  with.identity = {"test-model", "r1", "f32"};
+  kvx::options with = kvx_test::patient_options(directory.path());
   with.memory_bytes = 1U << 20U;
-  with.root = directory.path();
   with.storage_bytes = 16U << 20U;
-  with.prompts_trusted = true;
   constexpr std::size_t blocks = 12;
   const auto tokens = tokens_of(1, blocks * engine.geometry().block_tokens + 1);
   std::size_t slot_bytes = 0;
@@ -36,7 +35,7 @@ TEST_CASE("a prefetch waits for memory that loads under way will let go of") {
     const kvx::sequence chain = cache.make_sequence(tokens);
     for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
     const auto saved = cache.save(chain, 0, pages_from(0, blocks));
-    REQUIRE(saved.wait_stored(10s));
+    REQUIRE(saved.wait_stored(patience));
     REQUIRE(saved.outcome().ok());
   }
 
@@ -62,7 +61,7 @@ TEST_CASE("a prefetch waits for memory that loads under way will let go of") {
       CHECK_FALSE(fetched.wait_for(20ms));
       device.release();
     }
-    REQUIRE(fetched.wait_for(10s));
+    REQUIRE(fetched.wait_for(patience));
     REQUIRE(fetched.ready_blocks() == first + stretch);
     device.hold();
     loads.push_back(cache.load(whole, pages_from(static_cast<kvx::block_id>(first), stretch), stream, first));
@@ -78,12 +77,9 @@ TEST_CASE("a prompt larger than memory arrives whole, whatever the size of a str
   const kvx_test::temporary_directory directory;
   constexpr std::size_t blocks = 60;
   test_engine engine({.pages = blocks});
-  kvx::options with;
-  with.identity = {"test-model", "r1", "f32"};
+  kvx::options with = kvx_test::patient_options(directory.path());
   with.memory_bytes = 4U << 20U;
-  with.root = directory.path();
   with.storage_bytes = 16U << 20U;
-  with.prompts_trusted = true;
   with.io.threads = 1;  // one write after the other: every block knows its parent after a restart
   const auto tokens = tokens_of(1, blocks * engine.geometry().block_tokens + 1);
   std::size_t slot_bytes = 0;
@@ -93,7 +89,7 @@ TEST_CASE("a prompt larger than memory arrives whole, whatever the size of a str
     const kvx::sequence chain = cache.make_sequence(tokens);
     for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
     const auto saved = cache.save(chain, 0, pages_from(0, blocks));
-    REQUIRE(saved.wait_stored(10s));
+    REQUIRE(saved.wait_stored(patience));
     REQUIRE(saved.outcome().ok());
   }
   constexpr std::size_t stretch = 4;
@@ -106,7 +102,7 @@ TEST_CASE("a prompt larger than memory arrives whole, whatever the size of a str
     kvx::plan part = whole;
     part.truncate(first + stretch);
     const auto fetched = cache.prefetch(std::move(part), first);
-    REQUIRE(fetched.wait_for(10s));
+    REQUIRE(fetched.wait_for(patience));
     REQUIRE(fetched.ready_blocks() == first + stretch);
     cache.load(whole, pages_from(static_cast<kvx::block_id>(first), stretch), {}, first).wait();
   }

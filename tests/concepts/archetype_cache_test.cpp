@@ -6,7 +6,6 @@
 
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -17,11 +16,12 @@
 #include <utility>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
-using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::tokens_of;
 
 namespace {
@@ -123,12 +123,10 @@ struct engine {
 };
 
 kvx::options options_at(const std::string& root) {
-  kvx::options o;
+  kvx::options o = kvx_test::patient_options(root);
   o.identity = {"archetype", "r1", "bytes"};
   o.memory_bytes = 512U << 10U;
-  o.root = root;
   o.storage_bytes = 8U << 20U;
-  o.prompts_trusted = true;
   return o;
 }
 
@@ -137,7 +135,7 @@ void save_prompt(Cache& cache, engine& e, std::uint64_t seed, std::size_t tokens
   const kvx::sequence chain = cache.make_sequence(tokens_of(seed, tokens));
   for (std::size_t b = 0; b < chain.blocks(); ++b) e.fill(static_cast<kvx::block_id>(b), chain.key(b));
   const auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()), stream);
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   INFO(seed << ": " << kvx::to_string(ticket.outcome().code()));
   REQUIRE(ticket.outcome().ok());
   REQUIRE(ticket.source_released());
@@ -148,7 +146,7 @@ template <class Cache>
 std::size_t load_prompt(Cache& cache, engine& e, std::uint64_t seed, std::size_t tokens) {
   const kvx::plan plan = cache.match(tokens_of(seed, tokens));
   const auto arriving = cache.prefetch(plan);
-  REQUIRE(arriving.wait_for(10s));
+  REQUIRE(arriving.wait_for(patience));
   const auto ticket = cache.load(plan, pages_from(page_count / 2, plan.blocks()), stream);
   REQUIRE(ticket.wait_layer(0, stream).ok());
   ticket.wait();
@@ -169,7 +167,7 @@ TEST_CASE("a cache of archetypes loads what it saved, from memory and after a re
     CHECK(load_prompt(cache, e, 1, 41) == 0);
     save_prompt(cache, e, 1, 41);
     CHECK(load_prompt(cache, e, 1, 41) == 10);
-    CHECK(cache.drain(10s));
+    CHECK(cache.drain(patience));
   }
   bare_cache again(options_at(root.path()), layout);
   CHECK(again.match(tokens_of(1, 41)).where(0) == kvx::tier::storage);
@@ -235,7 +233,7 @@ TEST_CASE("a cache of archetypes asks admission for each tier, and loads what bo
   const kvx::sequence chain = cache.make_sequence(tokens_of(1, 4 * block_tokens + 1));
   for (std::size_t b = 0; b < chain.blocks(); ++b) e.fill(static_cast<kvx::block_id>(b), chain.key(b));
   const auto ticket = cache.save(chain, 0, pages_from(0, chain.blocks()), stream);
-  REQUIRE(ticket.wait_stored(10s));
+  REQUIRE(ticket.wait_stored(patience));
   CHECK(ticket.outcome() == kvx::status{kvx::errc::refused});
   CHECK(ticket.outcome(0) == kvx::errc::ok);
   CHECK(load_prompt(cache, e, 1, 4 * block_tokens + 1) == 1);

@@ -2,6 +2,7 @@
 // The example of an engine's connector, as a test of what it uses: plans between processes, sequences that are rolled
 // back, ranks that share a root.
 #include <doctest/doctest.h>
+#include <patient_options.hpp>
 #include <temporary_directory.hpp>
 
 #include "../../examples/06_connector/launch.hpp"
@@ -13,7 +14,7 @@ connector::totals run(const connector::launch_options& with) {
 }
 
 connector::totals run(connector::planted mistake) {
-  return run({.requests = 1'200, .seed = 12, .directory = {}, .mistake = mistake});
+  return run({.requests = 1'200, .seed = 12, .directory = {}, .mistake = mistake, .load_deadline = kvx_test::patience});
 }
 
 }  // namespace
@@ -33,7 +34,8 @@ TEST_CASE("two ranks serve requests that come and go, and every loaded byte is r
 
 TEST_CASE("ranks that start again on the same root find their own blocks there, and only theirs") {
   const kvx_test::temporary_directory root;
-  const connector::launch_options with{.requests = 150, .seed = 13, .directory = root.path()};
+  const connector::launch_options with{
+      .requests = 150, .seed = 13, .directory = root.path(), .load_deadline = kvx_test::patience};
   const connector::totals first = run(with);
   const connector::totals again = run(with);
   CHECK(first.wrong_bytes == 0);

@@ -30,7 +30,7 @@ int main() {
   const kvx::block_id first = 0;
   const kvx::block_id second = 1;
   const auto save = cache.save(cache.make_sequence(prompt), 0, {&first, 1});
-  if (!save.wait_stored(std::chrono::seconds(10)) || !save.outcome().ok()) return 1;
+  if (!save.wait_stored(std::chrono::seconds(60)) || !save.outcome().ok()) return 1;
   const kvx::plan plan = cache.match(prompt);
   if (plan.matched_tokens() != 16) return 2;
   const auto load = cache.load(plan, {&second, 1});

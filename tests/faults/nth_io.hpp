@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
@@ -37,7 +39,7 @@ class nth_io {
 
   /// One run: the first prompt goes through storage under the faults, then they are lifted and a second prompt must
   /// go through without any loss.
-  static counts run(const std::vector<kvx::fault_rule>& rules, std::chrono::milliseconds drain = 2s) {
+  static counts run(const std::vector<kvx::fault_rule>& rules) {
     counts seen;
     const std::size_t files_before = open_files();
     {
@@ -46,14 +48,15 @@ class nth_io {
       control->keep_shadows(8U << 20U);
       for (const kvx::fault_rule& r : rules) control->arm(r);
       test_engine engine({});
-      const kvx::sequence first = through_storage(engine, root.path(), control, 1, drain, seen, false);
+      const kvx::sequence first =
+          through_storage(engine, root.path(), control, 1, deadline(rules), seen, rules.empty());
       for (std::size_t k = 0; k < kvx::fault_kinds; ++k)
         seen.injected += control->injected(static_cast<kvx::fault_kind>(k));
       seen.operations = control->operations();
       control->disarm();
       control->release_all();
       counts after;
-      static_cast<void>(through_storage(engine, root.path(), control, 2, 10s, after, true));
+      static_cast<void>(through_storage(engine, root.path(), control, 2, patience, after, true));
       CHECK(after.loaded == blocks);
       CHECK(after.wrong == 0);
     }
@@ -68,27 +71,40 @@ class nth_io {
     return count;
   }
 
-  static kvx::options options(const std::string& root, std::chrono::milliseconds drain) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+  // Only of storage that is late or silent does anything end at its deadline.
+  static std::chrono::milliseconds deadline(const std::vector<kvx::fault_rule>& rules) {
+    const bool silent = std::any_of(rules.begin(), rules.end(), [](const kvx::fault_rule& r) {
+      return r.kind == kvx::fault_kind::late || r.kind == kvx::fault_kind::never;
+    });
+    return silent ? 60ms : std::chrono::milliseconds(patience);
+  }
+
+  static kvx::options options(const std::string& root, std::chrono::milliseconds deadline) {
+    kvx::options o = patient_options(root);
     o.memory_bytes = 1U << 20U;
-    o.root = root;
     o.storage_bytes = 4U << 20U;
     o.extent_bytes = 1U << 20U;
-    o.prompts_trusted = true;
-    o.load_deadline = 60ms;
-    o.save_deadline = 60ms;
-    o.drain_deadline = drain;
+    o.load_deadline = o.save_deadline = deadline;
     o.breaker_failures = 1000;
     return o;
   }
 
+  // What is withheld while this goes on is let go as well.
+  static void drain(cache_type& cache, kvx::fault_control& control) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    bool drained = false;
+    while (!drained && std::chrono::steady_clock::now() < end) {
+      control.release_all();
+      drained = cache.drain(50ms);
+    }
+    REQUIRE(drained);
+  }
+
   static kvx::sequence through_storage(test_engine& engine, const std::string& root,
                                        const std::shared_ptr<kvx::fault_control>& control, std::uint64_t seed,
-                                       std::chrono::milliseconds drain, counts& seen, bool must_succeed) {
+                                       std::chrono::milliseconds deadline, counts& seen, bool must_succeed) {
     const auto io = [&] { return std::make_unique<faulty>(kvx::io_options{}, control); };
-    kvx::options with = options(root, drain);
-    if (must_succeed) with.load_deadline = with.save_deadline = 10s;
+    const kvx::options with = options(root, deadline);
     kvx::sequence chain;
     {
       const auto shared = std::make_shared<runtime_type>(with.memory_bytes, io());
@@ -97,17 +113,16 @@ class nth_io {
       for (kvx::block_id b = 0; b < blocks; ++b) engine.fill(b, chain.key(b));
       const auto saved = cache.save(chain, 0, pages_from(0, blocks));
       CHECK(saved.source_released());
-      REQUIRE(saved.wait_stored(20s));
+      REQUIRE(saved.wait_stored(patience));
       if (must_succeed) REQUIRE(saved.outcome().ok());
       // Whatever storage did, memory has the blocks.
       check_load(cache, engine, chain, seen, true);
-      if (!must_succeed) control->release_all();
+      drain(cache, *control);
     }
     const auto shared = std::make_shared<runtime_type>(with.memory_bytes, io());
     cache_type cache(with, engine.layout(), shared);
     check_load(cache, engine, chain, seen, must_succeed);
-    if (!must_succeed) control->release_all();
-    REQUIRE(cache.drain(20s));
+    drain(cache, *control);
     const auto stats = cache.stats();
     CHECK(stats.storage.in_flight_read_bytes == 0);
     CHECK(stats.storage.in_flight_write_bytes == 0);
@@ -118,7 +133,7 @@ class nth_io {
     for (kvx::block_id p = 32; p < 32 + blocks; ++p) engine.poison(p);
     const kvx::plan plan = cache.match(chain);
     auto pre = cache.prefetch(plan);
-    REQUIRE(pre.wait_for(20s));
+    REQUIRE(pre.wait_for(patience));
     const auto loaded = cache.load(plan, pages_from(32, plan.blocks()));
     loaded.wait();
     if (all) CHECK(loaded.loaded_blocks() == blocks);

@@ -74,7 +74,7 @@ TEST_CASE("io fault: the N-th operation fails, once or from then on") {
       CHECK(bench.control->injected(fault_kind::error) == (for_ever ? 7 - n : 1));
       bench.control->disarm();
       CHECK(bench.read(0, page_bytes).error == 0);
-      CHECK(bench.backend.stop(1s));
+      CHECK(bench.backend.stop(patience));
     }
   }
 }
@@ -221,14 +221,14 @@ TEST_CASE("io fault: one bit flips, in what is read or in what is stored, never 
 
 TEST_CASE("io fault: late means late") {
   bench_of_faults bench;
-  bench.control->arm({.kind = fault_kind::late, .delay = 50ms});
+  bench.control->arm({.kind = fault_kind::late, .delay = 2s});
   const auto begin = std::chrono::steady_clock::now();
   request_log log;
   std::memset(bench.memory.data(), 0xEE, page_bytes);
   log.read(bench.file.fd(), 0, bench.memory.span().first(page_bytes));
   log.read(bench.file.fd(), page_bytes, bench.memory.span().subspan(page_bytes, page_bytes));
   log.run(bench.backend);
-  CHECK(std::chrono::steady_clock::now() - begin >= 50ms);
+  CHECK(std::chrono::steady_clock::now() - begin >= 2s);
   CHECK(log.all_good());
   CHECK(log.entries()[1].order == 0);
   CHECK(holds(bench.memory.span().first(page_bytes), 0, 1));
@@ -254,7 +254,7 @@ TEST_CASE("io fault: what never ends keeps its buffer, and writes into it when r
   CHECK(holds(bench.memory.span().first(page_bytes), 0, 1));
   CHECK(bench.control->withheld() == 0);
   CHECK(bench.control->injected(fault_kind::never) == 1);
-  CHECK(bench.backend.stop(1s));
+  CHECK(bench.backend.stop(patience));
 }
 
 TEST_CASE("io fault: a withheld operation that was cancelled ends as cancelled") {
@@ -298,7 +298,6 @@ TEST_CASE("io fault: latency and bandwidth are at least what was asked for") {
   CHECK(log.all_good());
   const auto taken = std::chrono::steady_clock::now() - begin;
   CHECK(taken >= 62ms);  // 64 KiB at 1 MiB/s
-  CHECK(taken < 5s);
   bench.control->throttle(0, 20ms);
   const auto again = std::chrono::steady_clock::now();
   CHECK(bench.read(0, page_bytes).error == 0);
@@ -348,5 +347,5 @@ TEST_CASE("io fault: a storm of everything completes each request once") {
     CHECK(control->injected(static_cast<fault_kind>(kind)) > 0);
   }
   CHECK(control->withheld() == 0);
-  CHECK(backend.stop(5s));
+  CHECK(backend.stop(patience));
 }

@@ -75,7 +75,7 @@ TEST_CASE("io queue: short and interrupted calls are continued at the right plac
   CHECK(beyond[0].bytes <= mib);
   CHECK(beyond[1].error == EIO);
   CHECK(beyond[1].bytes == 0);
-  CHECK(pool.stop(1s));
+  CHECK(pool.stop(patience));
   CHECK(file.calls > 32);
   CHECK(file.most_busy_bytes <= mib / 2);
   CHECK(file.most_busy_bytes > 64 * page_bytes);
@@ -155,7 +155,7 @@ TEST_CASE("io queue: a waiting piece wakes every idle thread") {
   log.run(pool);
   CHECK(log.all_good());
   CHECK(place.met);
-  CHECK(pool.stop(1s));
+  CHECK(pool.stop(patience));
 }
 
 TEST_CASE("io queue: registered files change slots only when nobody uses them") {

@@ -80,7 +80,7 @@ TEST_CASE("io uring: memory is pinned as it is used, and requests cross the seam
          "), perhaps for the memlock limit");
     round_trip(arena.subspan(chunk - mib, 3 * mib), 1);
   }
-  CHECK(backend->stop(10s));
+  CHECK(backend->stop(patience));
   ::munmap(mapped, arena_bytes);
 }
 
@@ -101,7 +101,7 @@ TEST_CASE("io uring: what cannot be registered goes on unregistered") {
   log.read(file.fd(), 0, memory.span());
   log.run(*backend);
   CHECK(log.all_good());
-  CHECK(backend->stop(1s));
+  CHECK(backend->stop(patience));
   CHECK(backend->register_arena(memory.span()).code() == kvx::errc::closed);
 }
 

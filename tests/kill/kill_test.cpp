@@ -2,8 +2,8 @@
 // kill -9 at any moment: what was stored and not evicted is still there, and nothing that is served is wrong.
 //
 // A child saves prompts and marks each one in shared memory once its ticket says `stored`, and again when its blocks
-// are evicted; it is killed after a random time. The next child opens the root, and checks what the marks promise by
-// the byte. KVX_TEST_KILL_CYCLES sets the number of cycles; 1,000 is the whole proof.
+// are evicted; it is killed after a random number of checks or saves. The next child opens the root, and checks what
+// the marks promise by the byte. KVX_TEST_KILL_CYCLES sets the number of cycles; 1,000 is the whole proof.
 
 #include <kvx/kvx.hpp>
 
@@ -18,16 +18,19 @@
 #include <csignal>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
 using namespace std::chrono_literals;
 using kvx_test::pages_from;
+using kvx_test::patience;
 using kvx_test::test_engine;
 using kvx_test::tokens_of;
 
@@ -42,6 +45,7 @@ enum mark : std::uint8_t { unknown = 0, stored = 1, evicted = 2 };
 /// Survives the children.
 struct ledger {
   std::atomic<std::uint32_t> prompts;
+  std::atomic<std::uint64_t> saved;
   std::atomic<std::uint64_t> checked;
   std::atomic<std::uint64_t> promised;
   std::atomic<std::uint64_t> found;
@@ -55,10 +59,41 @@ ledger* shared_ledger() {
   return new (at) ledger{};
 }
 
+/// Which prompt a block is of. The parent learns it ahead, so that a child knows before it opens the root.
+class prompt_of_key {
+ public:
+  /// Makes sure of the prompts below `count`, and of many more.
+  void learn_up_to(std::uint32_t count) {
+    if (count <= known_) return;
+    kvx::options o = kvx_test::patient_options();
+    o.memory_bytes = 512U << 10U;
+    test_engine engine({});
+    const kvx::host_cache<> hasher(o, engine.layout());
+    for (const std::uint32_t end = count + 5'000; known_ < end; ++known_) {
+      const kvx::sequence chain = hasher.make_sequence(tokens_of(known_, prompt_tokens));
+      for (const kvx::block_key& key : chain.keys()) prompts_[key] = known_;
+    }
+  }
+  [[nodiscard]] std::optional<std::uint32_t> find(const kvx::block_key& key) const {
+    const auto found = prompts_.find(key);
+    if (found == prompts_.end()) return std::nullopt;
+    return found->second;
+  }
+
+ private:
+  std::map<kvx::block_key, std::uint32_t> prompts_;
+  std::uint32_t known_ = 0;
+};
+
 class child {
  public:
-  child(const std::string& root, ledger& book, std::uint64_t seed)
-      : book_(book), random_(seed), engine_({}), options_(options(root)), cache_(options_, engine_.layout()) {}
+  child(const std::string& root, ledger& book, const prompt_of_key& keys, std::uint64_t seed)
+      : book_(book),
+        keys_(keys),
+        random_(seed),
+        engine_({}),
+        options_(options(root)),
+        cache_(options_, engine_.layout()) {}
 
   /// Looks for what the ledger promises: the newest prompts, and some of all others.
   void check() {
@@ -78,25 +113,23 @@ class child {
       const kvx::sequence chain = cache_.make_sequence(tokens_of(prompt, prompt_tokens));
       for (kvx::block_id b = 0; b < blocks_per_prompt; ++b) engine_.fill(b, chain.key(b));
       const auto ticket = cache_.save(chain, 0, pages_from(0, blocks_per_prompt));
-      if (!ticket.wait_stored(10s)) std::_Exit(4);
+      if (!ticket.wait_stored(patience)) std::_Exit(4);
       if (!ticket.outcome().ok()) {
-        std::this_thread::sleep_for(1ms);  // no room until a dead writer's extent is reclaimed
+        std::this_thread::sleep_for(5ms);  // no room until a dead writer's extent is reclaimed
         continue;
       }
       std::uint8_t expected = unknown;
       book_.marks[prompt].compare_exchange_strong(expected, stored);
+      ++book_.saved;
     }
   }
 
  private:
   [[nodiscard]] kvx::options options(const std::string& root) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+    kvx::options o = kvx_test::patient_options(root);
     o.memory_bytes = 512U << 10U;
-    o.root = root;
     o.storage_bytes = 24U << 20U;
     o.extent_bytes = 1U << 20U;
-    o.prompts_trusted = true;
     o.lease = 1ms;
     o.writer_dead_after = 24ms;  // so that each child sees its predecessors die and takes their extents
     o.io.threads = 1;
@@ -107,15 +140,7 @@ class child {
   }
 
   void note_evicted(const kvx::block_key& key) {
-    // Keys are only known by computing them; a child learns those that existed when it started.
-    if (keys_.empty()) {
-      const std::uint32_t count = std::min<std::uint32_t>(book_.prompts.load() + 2000, most_prompts);
-      for (std::uint32_t p = count > 12'000 ? count - 12'000 : 0; p < count; ++p) {
-        const kvx::sequence chain = cache_.make_sequence(tokens_of(p, prompt_tokens));
-        for (const kvx::block_key& k : chain.keys()) keys_[k] = p;
-      }
-    }
-    if (const auto found = keys_.find(key); found != keys_.end()) book_.marks[found->second].store(evicted);
+    if (const auto prompt = keys_.find(key); prompt && *prompt < most_prompts) book_.marks[*prompt].store(evicted);
   }
 
   void check(std::uint32_t prompt) {
@@ -124,7 +149,7 @@ class child {
     for (kvx::block_id p = 32; p < 32 + blocks_per_prompt; ++p) engine_.poison(p);
     const kvx::plan plan = cache_.match(tokens);
     const auto pre = cache_.prefetch(plan);
-    if (!pre.wait_for(20s)) std::_Exit(5);
+    if (!pre.wait_for(patience)) std::_Exit(5);
     const auto loaded = cache_.load(plan, pages_from(32, plan.blocks()));
     const kvx::sequence chain = cache_.make_sequence(tokens);
     for (kvx::block_id b = 0; b < blocks_per_prompt; ++b) {
@@ -139,9 +164,9 @@ class child {
   }
 
   ledger& book_;
+  const prompt_of_key& keys_;
   std::mt19937_64 random_;
   test_engine engine_;
-  std::map<kvx::block_key, std::uint32_t> keys_;
   kvx::options options_;
   kvx::host_cache<> cache_;
 };
@@ -156,16 +181,25 @@ std::size_t cycles() {
 TEST_CASE("kill -9 at any moment keeps what was stored, and serves nothing wrong") {
   kvx_test::temporary_directory root;
   ledger& book = *shared_ledger();
+  prompt_of_key keys;
   std::mt19937_64 random(42);
   for (std::size_t cycle = 0; cycle < cycles(); ++cycle) {
     CAPTURE(cycle);
+    keys.learn_up_to(book.prompts.load() + 2'000);
     const std::uint64_t seed = random();
-    const auto life = std::chrono::microseconds(random() % 60'000);
+    // Counted, not timed: a slow machine gets as far as a fast one. Some are killed while they open and check, some
+    // when they began to save a prompt, most after some are stored.
+    const std::uint64_t steps = random() % 16;
+    const auto got_to = [&book, kind = cycle % 4] {
+      if (kind == 0) return book.checked.load() + book.prompts.load();
+      return kind == 1 ? book.prompts.load() : book.saved.load();
+    };
+    const std::uint64_t far_enough = got_to() + steps;
     const pid_t pid = ::fork();
     REQUIRE(pid >= 0);
     if (pid == 0) {
       try {
-        child c(root.path(), book, seed);
+        child c(root.path(), book, keys, seed);
         c.check();
         c.save_for_ever();
       } catch (const kvx::error& e) {
@@ -173,16 +207,21 @@ TEST_CASE("kill -9 at any moment keeps what was stored, and serves nothing wrong
         std::_Exit(6);
       }
     }
-    // Some are killed while they open and check, most while they save.
-    std::this_thread::sleep_for(cycle % 4 == 0 ? life : 40ms + life);
-    ::kill(pid, SIGKILL);
     int state = 0;
-    REQUIRE(::waitpid(pid, &state, 0) == pid);
+    pid_t ended = 0;
+    while (got_to() < far_enough && (ended = ::waitpid(pid, &state, WNOHANG)) == 0) std::this_thread::sleep_for(100us);
+    if (ended == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 1'000));
+      ::kill(pid, SIGKILL);
+      ended = ::waitpid(pid, &state, 0);
+    }
+    REQUIRE(ended == pid);
     const bool killed = WIFSIGNALED(state) && WTERMSIG(state) == SIGKILL;
     CHECK(killed);
   }
-  MESSAGE("prompts " << book.prompts.load() << ", checked " << book.checked.load() << ", promised "
-                     << book.promised.load() << ", found " << book.found.load() << ", wrong " << book.wrong.load());
+  MESSAGE("prompts " << book.prompts.load() << ", saved " << book.saved.load() << ", checked " << book.checked.load()
+                     << ", promised " << book.promised.load() << ", found " << book.found.load() << ", wrong "
+                     << book.wrong.load());
   CHECK(book.wrong == 0);
   CHECK(book.promised > cycles());
   CHECK(static_cast<double>(book.found) >= 0.9 * static_cast<double>(book.promised));

@@ -7,15 +7,14 @@
 #include <kvx/store/block_store.hpp>
 
 #include <doctest/doctest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
+#include <file_size_limit.hpp>
+#include <temporary_directory.hpp>
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -44,28 +43,14 @@ namespace kvx_test {
 #endif
 }
 
-/// A directory that goes away with the object.
+/// A temporary directory, for tests that take paths apart.
 class scratch {
  public:
-  scratch() {
-    const char* base = std::getenv("TMPDIR");
-    const auto name = kvx::detail::random_name("kvx-test-");
-    REQUIRE(name.ok());
-    path_ = std::filesystem::path(base != nullptr ? base : "/tmp") / *name;
-    std::filesystem::create_directory(path_);
-    std::filesystem::permissions(path_, std::filesystem::perms::owner_all);
-  }
-  scratch(const scratch&) = delete;
-  scratch& operator=(const scratch&) = delete;
-  ~scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-  [[nodiscard]] std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+  [[nodiscard]] std::filesystem::path path() const { return directory_.path(); }
+  [[nodiscard]] std::string operator/(const std::string& name) const { return (path() / name).string(); }
 
  private:
-  std::filesystem::path path_;
+  temporary_directory directory_;
 };
 
 /// What a file system charges for everything below a directory, itself included.
@@ -126,26 +111,6 @@ struct small_store {
     made.journal_segment_bytes = 4 * 4096;
     return made;
   }
-};
-
-/// While it lives, writes beyond that offset of any file fail with EFBIG, and earlier ones end short there.
-class file_size_limit {
- public:
-  explicit file_size_limit(std::uint64_t bytes) : old_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &old_) == 0);
-    const ::rlimit lower{bytes, old_.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &lower) == 0);
-  }
-  file_size_limit(const file_size_limit&) = delete;
-  file_size_limit& operator=(const file_size_limit&) = delete;
-  ~file_size_limit() {
-    (void)::setrlimit(RLIMIT_FSIZE, &old_);
-    (void)std::signal(SIGXFSZ, old_handler_);
-  }
-
- private:
-  ::rlimit old_{};
-  void (*old_handler_)(int);
 };
 
 /// Bytes that follow from the key alone, so that what is read can be judged.
