@@ -404,21 +404,6 @@ TEST_CASE("finished tickets can be polled") {
   CHECK(done[2].ticket == loaded.id());
 }
 
-TEST_CASE("what loads slower than it computes is left out of the plan") {
-  kvx_test::temporary_directory root;
-  std::vector<kvx::token_id> tokens;
-  {
-    fixture f(small_options(root.path()));
-    const kvx::sequence chain = f.prefill(1, 41);
-    f.save_all(chain);
-    tokens.assign(chain.tokens().begin(), chain.tokens().end());
-  }
-  kvx::options o = small_options(root.path());
-  o.prefill = kvx::prefill_cost{1e-12, 0};
-  fixture f(o);
-  CHECK(f.cache.match(tokens).blocks() == 10);  // nothing is known of storage yet
-}
-
 TEST_CASE("an extra counts also when its block is filled later, and after a rollback") {
   fixture f(small_options());
   const std::string one = "image one";

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <thread>
 
+#include "patient_options.hpp"
 #include "temporary_directory.hpp"
 #include "test_engine.hpp"
 
@@ -35,13 +36,9 @@ struct fixture {
     return kvx::host_cache<>(options_for(4U << 20U), measured.layout()).block_bytes();
   }
   static kvx::options options_for(std::uint64_t memory_bytes) {
-    kvx::options o;
-    o.identity = {"test-model", "r1", "f32"};
+    kvx::options o = kvx_test::patient_options();
     o.memory_bytes = memory_bytes;
-    o.prompts_trusted = true;
     o.lease = 0ms;
-    o.save_deadline = 60s;
-    o.load_deadline = 60s;
     return o;
   }
   kvx::sequence prompt(std::uint64_t seed, std::size_t blocks = prompt_blocks) {
@@ -49,7 +46,7 @@ struct fixture {
   }
   void save(const kvx::sequence& chain, std::size_t first, std::size_t count) {
     for (std::size_t b = 0; b < count; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(first + b));
-    REQUIRE(cache.save(chain, first, pages_from(0, count)).wait_stored(60s));
+    REQUIRE(cache.save(chain, first, pages_from(0, count)).wait_stored(kvx_test::patience));
   }
   std::size_t found(const kvx::sequence& chain) { return cache.match(chain).blocks(); }
 
@@ -71,6 +68,26 @@ TEST_CASE_TEMPLATE("memory keeps the front of a prompt longer than it is", Polic
     const kvx::sequence chain = one.prompt(1);
     for (std::size_t first = 0; first < prompt_blocks; first += part) one.save(chain, first, part);
     CHECK(one.found(chain) == tier_blocks);
+  }
+}
+
+TEST_CASE_TEMPLATE("storage takes all of a prompt longer than memory", Policy, kvx::lru, kvx::s3fifo, kvx::fifo,
+                   kvx::learned_hazard) {
+  using fixture_type = fixture<Policy>;
+  const std::size_t bytes = fixture_type::block_bytes();
+  for (const std::size_t part : {2U, 3U, 5U, 8U}) {
+    CAPTURE(part);
+    const kvx_test::temporary_directory directory;
+    kvx::options with = fixture_type::options_for(tier_blocks * bytes);
+    with.root = directory.path();
+    with.storage_bytes = 4 * prompt_blocks * bytes;
+    fixture_type one(with);
+    REQUIRE(one.cache.memory_blocks() == tier_blocks);
+    const kvx::sequence chain = one.prompt(1);
+    for (std::size_t first = 0; first < prompt_blocks; first += part)
+      one.save(chain, first, std::min(part, prompt_blocks - first));
+    CHECK(one.found(chain) == prompt_blocks);
+    CHECK(one.cache.stats().storage.blocks == prompt_blocks);
   }
 }
 

@@ -210,12 +210,17 @@ struct core_state {
     for (const slot_waiter& w : waiting) decide(g, w, slot, code, now);
   }
 
+  /// What a save wants a memory slot for.
+  struct slot_use {
+    node_id front = no_node;  // a block that stays, since the saved one continues it
+    bool to_storage = false;
+  };
   /// A free memory slot, if need be by eviction; `no_slot` when everything is in use. Only for loads, blocks that
   /// still wait to be saved are given up, then blocks that are leased, and then parents that storage holds as well: of
-  /// a prompt longer than memory only the tail has no children here, and that is in use.
-  /// Shape   front: a block that stays, since the one that asks continues it
+  /// a prompt longer than memory only the tail has no children here, and that is in use. The last also for saves that
+  /// only pass through memory.
   [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now,
-                                            node_id front = no_node) {
+                                            const slot_use& with = {}) {
     // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
     const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
     if (g.memory.free_slots() == 0 || needs_node) {
@@ -227,18 +232,22 @@ struct core_state {
           // Where a node is needed, giving up a block that keeps its node would gain nothing.
           if (needs_node && (g.index.storage_slot(node) != no_slot || g.index.has_children_in_storage(node)))
             return true;
-          return node == front || g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
+          return node == with.front || g.index.has_children_in_memory(node) || (keep_unsaved && g.memory.dirty(slot)) ||
                  (keep_leased && g.index.lease(node) > today);
+        });
+      };
+      const auto evict_parent = [&](auto&& kept) {
+        return g.memory.evict(today, [&](slot_index slot) {
+          const node_id node = g.memory.node_of(slot);
+          return g.index.storage_slot(node) == no_slot || g.index.storage_busy(node) || kept(node);
         });
       };
       slot_index victim = evict(true, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, true);
       if (victim == no_slot && purpose == io_class::load) victim = evict(false, false);
-      if (victim == no_slot && purpose == io_class::load)
-        victim = g.memory.evict(today, [&](slot_index slot) {
-          const node_id node = g.memory.node_of(slot);
-          return g.index.storage_slot(node) == no_slot || g.index.storage_busy(node);
-        });
+      if (victim == no_slot && purpose == io_class::load) victim = evict_parent([](node_id) { return false; });
+      if (victim == no_slot && with.to_storage && !needs_node)
+        victim = evict_parent([&](node_id node) { return g.index.lease(node) > today; });
       if (victim == no_slot) {
         if (purpose == io_class::save) g.no_slot_before = now + no_victim_pause;
         return no_slot;

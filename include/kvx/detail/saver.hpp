@@ -81,10 +81,11 @@ class saver {
     }
     node_id front = front_of(g, made);
     const bool found = g.cached(front);
-    // What nothing leads to may have a slot that is free, but no other block's.
+    // What nothing leads to may have a slot that is free, but no other block's; and what leads to it stays somewhere.
     const bool of_use = found || !g.chained || block == 0 || g.memory.free_slots() != 0;
+    const bool only_here = found && g.chained && g.index.storage_slot(front) == no_slot;
     const slot_index slot =
-        of_use ? state_.take_memory_slot(g, io_class::save, now, found && g.chained ? front : no_node) : no_slot;
+        of_use ? state_.take_memory_slot(g, io_class::save, now, {only_here ? front : no_node, to_storage}) : no_slot;
     if (slot == no_slot) {
       state_.drop(*ticket, entry);
       return std::nullopt;
