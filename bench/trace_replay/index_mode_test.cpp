@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -24,6 +25,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -333,25 +335,31 @@ TEST_CASE("a block that memory has and storage lost is not written again") {
 }
 
 TEST_CASE("the longest call is what is long in every replay") {
+  using std::chrono::microseconds;
   std::vector<call_times> replays(3);
-  std::size_t calls = 0;
   for (std::size_t i = 0; i < replays.size(); ++i) {
     for (std::size_t call = 0; call < 100; ++call) {
-      replays[i].time([&] {
-        // A call that is interrupted in one replay only, and one that takes its time in each.
-        const bool slow = call == 50 || call == 10 + i;
-        const auto until =
-            std::chrono::steady_clock::now() + std::chrono::microseconds(slow ? (call == 50 ? 500 : 5000) : 0);
-        while (std::chrono::steady_clock::now() < until) ++calls;
-      });
+      // A call that is interrupted in one replay only, and one that takes its time in each.
+      const microseconds in_each(500 + 100 * i);
+      replays[i].add(call == 10 + i ? microseconds(5'000) : call == 50 ? in_each : microseconds(1));
     }
   }
   const call_costs got = summarize(replays);
   CHECK(got.calls == 100);
-  CHECK(got.longest_ns >= 500'000);
-  CHECK(got.longest_of_any_replay_ns >= 5'000'000);
-  CHECK(got.longest_ns <= got.longest_of_any_replay_ns);
-  CHECK(got.p50_ns <= got.p99_ns);
+  CHECK(got.p50_ns == 1'000);
+  CHECK(got.p99_ns == 1'000);
+  CHECK(got.longest_ns == 500'000);
+  CHECK(got.longest_of_any_replay_ns == 5'000'000);
+}
+
+TEST_CASE("a call that is timed took what it took, at least") {
+  call_times one;
+  const auto began = std::chrono::steady_clock::now();
+  one.time([] { std::this_thread::sleep_for(std::chrono::milliseconds(2)); });
+  const std::chrono::nanoseconds all = std::chrono::steady_clock::now() - began;
+  REQUIRE(one.nanoseconds().size() == 1);
+  CHECK(one.nanoseconds().front() >= 2'000'000);
+  CHECK(one.nanoseconds().front() <= all.count());
 }
 
 TEST_CASE("the published figures of the two traces") {

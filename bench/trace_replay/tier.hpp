@@ -54,7 +54,10 @@ class call_times {
   void time(Call&& call) {
     const auto began = std::chrono::steady_clock::now();
     call();
-    const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
+    add(std::chrono::steady_clock::now() - began);
+  }
+  /// A call that took that long.
+  void add(std::chrono::nanoseconds took) {
     nanoseconds_.push_back(static_cast<std::uint32_t>(std::min<std::int64_t>(took.count(), UINT32_MAX)));
   }
   [[nodiscard]] const std::vector<std::uint32_t>& nanoseconds() const noexcept { return nanoseconds_; }
