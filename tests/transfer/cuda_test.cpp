@@ -283,14 +283,19 @@ TEST_CASE("threads that never chose a device start nothing on device 0, and leav
 TEST_CASE("a thread gets its device back, unless that would start a context on it") {
   const on_second_device there;
   bench_top<chosen> t{one_group({}), 0, 1, 1};
+  const auto load_and_wait = [&t] {
+    const auto loaded = t.load(t.to);
+    REQUIRE(loaded.ok());
+    loaded->wait();
+  };
   on_new_thread([&] {
-    REQUIRE(t.load(t.to).ok());
+    load_and_wait();
     CHECK(current_device() == 1);
   });
   CHECK_FALSE(fake_cuda::instance().has_context(0));
   on_new_thread([&] {
     kvx_gpu::check(cudaSetDevice(0));
-    REQUIRE(t.load(t.to).ok());
+    load_and_wait();
     CHECK(current_device() == 0);
   });
 }
