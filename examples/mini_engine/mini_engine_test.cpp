@@ -194,6 +194,24 @@ TEST_CASE("KV and logits do not depend on chunks, threads or pages, to the last 
   }
 }
 
+TEST_CASE("a step that was left undone changes nothing about the next one") {
+  const model m = model::random("tiny", 4);
+  const auto tokens = some_tokens(300);
+  const outcome whole = prefill(m, tokens, {300}, 2, 0);
+  thread_pool pool(2);
+  paged_kv kv(m.config, 16, 20);
+  transformer engine(m, kv, pool, 300);
+  sequence s;
+  REQUIRE(kv.reserve(s.pages, 300));
+  const step all{&s, tokens, 0};
+  std::size_t asked = 0;
+  CHECK(engine.forward({&all, 1}, {}, [&](std::size_t layers) { return ++asked, layers == 2; }) == nullptr);
+  CHECK(asked == 2);
+  const float* logits = engine.forward({&all, 1}, {}, [&](std::size_t) { return false; });
+  REQUIRE(logits != nullptr);
+  CHECK(same_bits(whole.logits, {logits, logits + m.config.vocabulary}));
+}
+
 TEST_CASE("a product is cut into enough blocks for all threads, which cover it once") {
   for (const std::size_t m : {1U, 5U, 97U, 256U, 1024U, 1600U}) {
     for (const std::size_t panels : {1U, 3U, 24U, 64U}) {

@@ -68,13 +68,17 @@ struct serving_figures {
 /// prompt, and prompts whose KV is on its way from storage wait beside that.
 ///
 /// A request's life: submit (match, prefetch) - pages - blocks are copied into the pages as they arrive, while that
-/// beats computing
-/// - the rest of the prompt is computed, in chunks, and saved - tokens are generated, full blocks saved - the pages go
-/// back when no save reads them any more. While the cache is still opening, a request waits a little, then computes; it
-/// takes what is left from the cache between two chunks. An Engine has what `transformer` has: forward() and the shape
-/// of what it returns, config(), max_rows(), and in kv() the pages. Its member functions are defined in
-/// serve_definitions.hpp, for whoever brings another engine. Thread  one Stream  the engine's: pages are read and
-/// written in its order
+/// beats computing - the rest of the prompt is computed, in chunks, and saved - tokens are generated, full blocks saved
+/// - the pages go back when no save reads them any more.
+///
+/// While the cache is still opening, or storage has not shown that it is fast, a request waits a little, then computes.
+/// An engine whose steps can be stopped computes while blocks still arrive: should they be there before the chunk is
+/// done, it is left. Others take what is left from the cache between two chunks.
+///
+/// An Engine has what `transformer` has: forward() and the shape of what it returns, config(), max_rows(), and in kv()
+/// the pages. The member functions are defined in serve_definitions.hpp, for whoever brings another engine.
+/// Thread  one
+/// Stream  the engine's: pages are read and written in its order
 template <class Engine, class Stream>
 class basic_server {
  public:
@@ -124,6 +128,7 @@ class basic_server {
     std::size_t saved_blocks = 0;
     std::size_t computed = 0;  // tokens whose KV is in the pages
     std::size_t saves_seen = 0;
+    bool racing = false;   // it is computed while a stretch arrives
     bool started = false;  // a chunk of the prompt was computed
     bool finished = false;
 
@@ -139,6 +144,9 @@ class basic_server {
   void look_up_again();
   void take_arrived(flight& f);
   void end_arriving(flight& f);
+  void begin_race(flight& f);
+  void follow_race(flight& f);
+  bool lost_race(flight& f, std::size_t chunk, std::size_t layers_done);
   void gather(std::vector<flight*>& moving, std::vector<mini_engine::step>& steps);
   void account(flight& f, std::size_t tokens, const float* logits);
   void save_full_blocks(flight& f);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -11,6 +13,13 @@
 #include "stopwatch.hpp"
 
 namespace mini_engine {
+
+/// Engines whose steps can be left undone between two layers.
+template <class Engine>
+concept stoppable_engine = requires(Engine& engine, std::span<const step> steps, const layer_hook& before_attention,
+                                    const stop_test& stop) {
+  engine.forward(steps, before_attention, stop);
+};
 
 template <class Engine, class Stream>
 basic_server<Engine, Stream>::basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache,
@@ -88,11 +97,14 @@ void basic_server<Engine, Stream>::request_stretch(flight& f) {
   part.truncate(f.loaded_blocks + std::min(std::max<std::size_t>(2, half) - 1, stretch_blocks_));
   f.stretch_end = part.blocks();
   f.race.reset();
+  f.racing = false;
   f.stretch = {};  // the one before is loaded; its blocks may go
   f.stretch = cache_->prefetch(std::move(part), f.loaded_blocks);
-  // Of what is left to compute, where the cache opened late: waiting for that has cost its share already.
-  const double whole = cost_.seconds(0, tokens), left = cost_.seconds(f.computed, tokens - f.computed);
-  const double patience = kvx::load_race::default_patience * (whole > 0 ? left / whole : 1.0);
+  // The first one may cost what is left of the patience for the cache to open; a later one follows a success.
+  const double whole = cost_.seconds(0, tokens);
+  const std::chrono::duration<double> left = f.wait_until - std::chrono::steady_clock::now();
+  const bool first = f.of->cached_tokens == 0 && f.loaded_blocks == f.computed / cache_->block_tokens();
+  const double patience = first && whole > 0 ? std::max(0.0, left.count() / whole) : kvx::load_race::default_patience;
   f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens(), patience);
 }
 
@@ -123,9 +135,12 @@ bool basic_server<Engine, Stream>::step() {
   look_up_again();
   flight* arriving = nullptr;
   for (flight& f : flights_) {
+    if (f.racing) follow_race(f);
     if (!f.arriving()) continue;
     if (waits_for_blocks(f))
       arriving = arriving == nullptr ? &f : arriving;
+    else if (stoppable_engine<Engine> && !f.stretch.done())
+      begin_race(f);
     else
       end_arriving(f);
   }
@@ -145,14 +160,27 @@ bool basic_server<Engine, Stream>::step() {
     return retire_finished() || !waiting_.empty();
   }
   ++figures_.steps;
-  const float* logits = engine_.forward(steps, [&](std::size_t layer) {
+  const auto wait_layer = [&](std::size_t layer) {
     for (const flight* f : moving) {
       for (const auto& load : f->loads) {
         if (!load.wait_layer(layer, stream_).ok())
           throw std::runtime_error("cached blocks could not be copied into the pages");
       }
     }
-  });
+  };
+  const float* logits = nullptr;
+  if constexpr (stoppable_engine<Engine>) {
+    // With others in the step, their tokens would be lost too.
+    const bool alone = moving.size() == 1 && moving[0]->in_prefill() && opening_ != nullptr;
+    const auto lost = [&](std::size_t layers) { return lost_race(*moving[0], steps[0].tokens.size(), layers); };
+    logits = engine_.forward(steps, wait_layer, alone ? stop_test(lost) : stop_test());
+    if (logits == nullptr) {
+      figures_.prefilled_tokens -= steps[0].tokens.size();
+      return true;
+    }
+  } else {
+    logits = engine_.forward(steps, wait_layer);
+  }
   for (std::size_t i = 0; i < moving.size(); ++i)
     account(*moving[i], steps[i].tokens.size(), logits + i * engine_.logits_stride());
   return retire_finished() || !waiting_.empty();
@@ -202,6 +230,49 @@ void basic_server<Engine, Stream>::end_arriving(flight& f) {
   }
 }
 
+// From here on the prompt is computed, and what arrives in time is taken all the same.
+template <class Engine, class Stream>
+void basic_server<Engine, Stream>::begin_race(flight& f) {
+  take_arrived(f);
+  const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
+  if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
+  f.computed = std::max(f.computed, loaded_tokens);
+  f.race.reset();
+  f.racing = true;
+}
+
+// Between two chunks: takes what arrived in front of the next one.
+template <class Engine, class Stream>
+void basic_server<Engine, Stream>::follow_race(flight& f) {
+  const std::size_t done_blocks = f.computed / f.plan.block_tokens;
+  f.loaded_blocks = std::max(f.loaded_blocks, done_blocks);
+  const bool overtaken = !f.in_prefill() || done_blocks >= f.stretch_end;
+  if (!overtaken && !f.stretch.done()) return begin_race(f);
+  f.racing = false;
+  end_arriving(f);
+  // All of the stretch came: the next one may as well.
+  if (!overtaken && f.loaded_blocks == f.stretch_end && f.stretch_end < f.plan.blocks()) request_stretch(f);
+}
+
+// Within a chunk: whether to leave it, because blocks arrived that spare more than what is done of it.
+template <class Engine, class Stream>
+bool basic_server<Engine, Stream>::lost_race(flight& f, std::size_t chunk, std::size_t layers_done) {
+  if (cache_ == nullptr) {
+    cache_ = opening_->get();
+    if (cache_ == nullptr) return false;
+    look_up(f);
+    f.racing = f.arriving();  // what is there already is taken between two chunks: these pages are being written
+    f.race.reset();
+  }
+  if (!f.racing || !f.stretch.done()) return false;
+  const std::size_t tokens = f.of->prompt.size(), arrived = f.stretch.ready_blocks() * f.plan.block_tokens;
+  if (arrived <= f.computed) return false;
+  const double undone = 1 - static_cast<double>(layers_done) / static_cast<double>(engine_.config().layers);
+  const std::size_t end = f.computed + chunk;
+  const double going_on = undone * cost_.seconds(f.computed, chunk) + cost_.seconds(end, tokens - end);
+  return cost_.seconds(arrived, tokens - arrived) < kvx::load_race::largest_part * going_on;
+}
+
 template <class Engine, class Stream>
 void basic_server<Engine, Stream>::gather(std::vector<flight*>& moving, std::vector<mini_engine::step>& steps) {
   std::size_t rows = engine_.max_rows();
@@ -218,7 +289,7 @@ void basic_server<Engine, Stream>::gather(std::vector<flight*>& moving, std::vec
   for (flight& f : flights_) {
     if (f.arriving() || !f.in_prefill() || waits_for_cache(f)) continue;
     // A cache that is not open yet may be soon: look again before long, then less and less often.
-    const bool opening = opening_ != nullptr && cache_ == nullptr;
+    const bool opening = opening_ != nullptr && cache_ == nullptr && !stoppable_engine<Engine>;
     const std::size_t chunk =
         opening ? std::clamp(f.computed, std::max<std::size_t>(1, chunk_tokens_ / 4), chunk_tokens_) : chunk_tokens_;
     const std::size_t end = f.computed < f.of->chunk_end ? f.of->chunk_end : f.of->prompt.size();

@@ -20,6 +20,7 @@
 #include <future>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -29,6 +30,7 @@
 #include "kv_cache.hpp"
 #include "report.hpp"
 #include "serve.hpp"
+#include "serve_definitions.hpp"
 #include "single_run.hpp"
 #include "tokenizer.hpp"
 
@@ -211,6 +213,52 @@ TEST_CASE("a stall in the middle of a load costs the deadline at most, even for 
     f.control->disarm();
     f.control->release_all();
   }
+}
+
+namespace {
+
+/// The engine, which lets storage go in the middle of its first step.
+struct overtaken_engine {
+  transformer& engine;
+  kvx::fault_control& storage;
+  std::size_t steps_left = 0;  // undone
+
+  const float* forward(std::span<const step> steps, const layer_hook& before_attention, const stop_test& stop = {}) {
+    if (!stop || steps_left != 0) return engine.forward(steps, before_attention);
+    storage.disarm();
+    storage.release_all();
+    const auto until = std::chrono::steady_clock::now() + patience;
+    while (!stop(1) && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+    REQUIRE(stop(1));
+    ++steps_left;
+    return nullptr;
+  }
+  paged_kv& kv() { return engine.kv(); }
+  const model_config& config() const { return engine.config(); }
+  std::size_t max_rows() const { return engine.max_rows(); }
+  std::size_t logits_stride() const { return engine.logits_stride(); }
+};
+
+}  // namespace
+
+TEST_CASE("a prompt is computed while its blocks arrive, until they are there") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  f.control->arm(
+      {.kind = kvx::fault_kind::never, .scope = kvx::fault_scope::reads, .count = kvx::fault_rule::for_ever});
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  REQUIRE(cache->wait_for(patience) != nullptr);
+  overtaken_engine engine{f.e.compute, *f.control};
+  request r = fixture::ask();
+  basic_server<overtaken_engine, kvx::host_stream> one(engine, f.e.cost, &*cache, chunk);
+  one.submit(r);
+  one.run();
+  CHECK(engine.steps_left == 1);
+  CHECK(r.output == cold.result.tokens);
+  CHECK(r.cached_tokens == (prompt_tokens - 1) / 16 * 16);
+  CHECK(one.figures().prefilled_tokens == prompt_tokens - r.cached_tokens);
 }
 
 TEST_CASE("a cache that opens late takes over between two chunks, and one that never opens is not waited for") {

@@ -77,8 +77,9 @@ std::span<const float> transformer::prefill_chunk(const sequence& of, std::span<
   return {forward({&chunk, 1}, before_attention), model_.config.vocabulary};
 }
 
-const float* transformer::forward(std::span<const step> steps, const layer_hook& before_attention) {
-  run_layers(steps, model_.config.layers, before_attention);
+const float* transformer::forward(std::span<const step> steps, const layer_hook& before_attention,
+                                  const stop_test& stop) {
+  if (!run_layers(steps, model_.config.layers, before_attention, stop)) return nullptr;
   std::size_t end = 0;
   for (std::size_t i = 0; i < steps.size(); ++i) {
     end += steps[i].tokens.size();
@@ -89,7 +90,8 @@ const float* transformer::forward(std::span<const step> steps, const layer_hook&
   return logits_[0];
 }
 
-void transformer::run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention) {
+bool transformer::run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention,
+                             const stop_test& stop) {
   const std::size_t dim = model_.config.dim;
   std::size_t rows = 0;
   for (const step& s : steps) {
@@ -118,7 +120,9 @@ void transformer::run_layers(std::span<const step> steps, std::size_t count, con
     normalize(x_.input(), rows, layer.feed_forward_norm, normed_.rows());
     feed_forward(layer, rows);
     multiply(pool_, hidden_.input(), rows, layer.down, x_.rows(), true);
+    if (stop && l + 1 < count && stop(l + 1)) return false;
   }
+  return true;
 }
 
 void transformer::normalize(rows_of<const float> x, std::size_t rows, const std::vector<float>& weight,

@@ -41,6 +41,9 @@ struct attention_tiling {
 /// the pages: the place to wait for KV that is still being copied in.
 using layer_hook = std::function<void(std::size_t layer)>;
 
+/// Asked by that thread behind each layer but the last: whether to leave the rest of the step undone.
+using stop_test = std::function<bool(std::size_t layers_done)>;
+
 /// Runs tokens of several sequences through the model at once; prefill and decode are the same computation.
 /// The KV and the logits of a token depend, to the last bit, on the tokens up to it and the KV bytes of those before:
 /// not on how they are cut into chunks or batched, on the number of threads, or on the pages used. (See multiply() for
@@ -51,15 +54,18 @@ class transformer {
   transformer(const model& m, paged_kv& kv, thread_pool& pool, std::size_t max_rows);
 
   /// Logits of each step's last token: [steps.size(), vocabulary], with a row stride of logits_stride(), valid until
-  /// the next call. Throws std::length_error if a step goes past the model's context, its sequence's pages or max_rows.
-  const float* forward(std::span<const step> steps, const layer_hook& before_attention = {});
+  /// the next call. Null where `stop` said so: then the pages of these tokens hold nothing of use.
+  /// Throws std::length_error if a step goes past the model's context, its sequence's pages or max_rows.
+  const float* forward(std::span<const step> steps, const layer_hook& before_attention = {},
+                       const stop_test& stop = {});
 
   /// One chunk of one prompt.
   std::span<const float> prefill_chunk(const sequence& of, std::span<const token_id> tokens, std::size_t start,
                                        const layer_hook& before_attention = {});
 
-  /// Runs only the first `count` layers, without logits: what a calibration times.
-  void run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention = {});
+  /// Runs only the first `count` layers, without logits: what a calibration times. Returns whether all were run.
+  bool run_layers(std::span<const step> steps, std::size_t count, const layer_hook& before_attention = {},
+                  const stop_test& stop = {});
 
   const attention_tiling& tiling() const noexcept { return tiling_; }
 
