@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace kvx::detail {
@@ -55,6 +56,10 @@ class hazard_model {
   }
   [[nodiscard]] static constexpr unsigned cell(unsigned cls, unsigned age) noexcept { return cls * ages + age; }
   [[nodiscard]] float value(unsigned at) const noexcept { return values_[at]; }
+  /// Of a class at each age.
+  [[nodiscard]] std::span<const float, ages> values(unsigned cls) const noexcept {
+    return std::span<const float, ages>(&values_[cell(cls, 0)], ages);
+  }
   /// Class 0 stands for all of them together.
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
   [[nodiscard]] double mean_request() const noexcept { return mean_request_; }
