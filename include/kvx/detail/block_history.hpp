@@ -124,6 +124,11 @@ class block_history {
   /// The age of an entry, as far as grow_older() went.
   [[nodiscard]] unsigned age(id e) const noexcept { return cohorts_.age(entries_[e].cohort); }
 
+  /// Fetches what grow_older() will look at; `leaves(leaf)` of the cohorts that will be moved.
+  template <class Leaves>
+  void prefetch_growth(std::uint32_t now, Leaves&& leaves) const noexcept {
+    cohorts_.prefetch_growth(now, leaves);
+  }
   /// Lets a request pass: tells the model which entries outgrew their age, and `moved(leaf, class, age)` of one of the
   /// leaves of each cohort among them.
   template <class Moved>
@@ -231,7 +236,9 @@ class block_history {
   void leave_lru(id e) noexcept {
     entries_[e].in_lru = 0;
     --lru_size_;
-    if (lru_oldest_ == e) lru_oldest_ = entries_[e].newer;
+    if (lru_oldest_ != e) return;
+    lru_oldest_ = entries_[e].newer;
+    if (lru_oldest_ != none) prefetch_at(lru_oldest_);  // mostly the next to leave
   }
   void forget(id e, hazard_model& model) noexcept {
     leave_age(e, false, model);

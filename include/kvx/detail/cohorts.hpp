@@ -76,6 +76,17 @@ class cohorts {
       oldest_of_age_[age] = c != none && now - all_[c].last >= hazard_model::edge(age) ? c : none;
       if (oldest_of_age_[age + 1] == none) oldest_of_age_[age + 1] = first;
     }
+    for (const id c : oldest_of_age_)  // which the next time begins with
+      if (c != none) __builtin_prefetch(&all_[c]);
+  }
+  template <class Leaves>
+  void prefetch_growth(std::uint32_t now, Leaves&& leaves) const noexcept {
+    for (unsigned age = 0; age + 1 < hazard_model::ages; ++age) {
+      const id c = oldest_of_age_[age];
+      if (c == none || now - all_[c].last < hazard_model::edge(age + 1)) continue;
+      if (all_[c].newer != none) __builtin_prefetch(&all_[all_[c].newer]);
+      if (all_[c].leaves != none) leaves(all_[c].leaves);
+    }
   }
 
  private:

@@ -34,6 +34,11 @@ class ranked_blocks {
     }
   }
 
+  void prefetch(id b) const noexcept { __builtin_prefetch(&blocks_[b]); }
+  [[nodiscard]] id parent(id b) const noexcept {
+    const block& x = blocks_[b];
+    return x.parent != none && blocks_[x.parent].life == x.parent_life ? x.parent : none;
+  }
   [[nodiscard]] bool full() const noexcept { return free_ == none; }
   [[nodiscard]] std::uint32_t entry(id b) const noexcept { return blocks_[b].entry; }
   [[nodiscard]] bool leaf(id b) const noexcept { return blocks_[b].children == 0; }

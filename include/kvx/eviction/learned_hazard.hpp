@@ -98,7 +98,7 @@ class learned_hazard {
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
-    const std::uint32_t e = history_.find(key);
+    const std::uint32_t e = recall(key);
     if (e == none) return true;
     return duel_.follows_lru() ? history_[e].in_lru != 0 : history_.choice(e) != none;
   }
@@ -106,9 +106,10 @@ class learned_hazard {
   void insert(std::span<const eviction_entry> entries) noexcept {
     bool began = false;
     for (const eviction_entry& block : entries) {
-      std::uint32_t e = history_.find(block.key);
+      std::uint32_t e = recall(block.key);
       if (e == none || history_.slot(e) != no_slot) {
         if (!std::exchange(began, true)) pass_time(1);
+        current_.clear();  // may be forgotten
         e = history_.create(block.key, model_);
         place(e, {}, none, 0);
         if (!chosen_.full()) queue(choose(e, none), false);
@@ -198,6 +199,7 @@ class learned_hazard {
 
   void pass_time(std::uint32_t requests) noexcept {
     now_ += requests;
+    history_.prefetch_growth(now_, [this](std::uint32_t leaf) { chosen_.prefetch(leaf); });
     history_.grow_older(now_, model_, [this](std::uint32_t leaves, unsigned cls, unsigned age) {
       chosen_.move_peers(leaves, detail::hazard_model::cell(cls, age));
     });
@@ -224,6 +226,15 @@ class learned_hazard {
     return hits;
   }
 
+  /// As history_.find(), mostly for the blocks of the last request, in one order or the other.
+  [[nodiscard]] std::uint32_t recall(std::uint64_t key) const noexcept {
+    for (const std::size_t at : {recalled_, recalled_ + 1, recalled_ - 1}) {
+      if (at >= current_.size() || history_.key(current_[at]) != key) continue;
+      recalled_ = at;
+      return current_[at];
+    }
+    return history_.find(key);
+  }
   // A class that was never seen before has values at once.
   template <class Classify>
   [[nodiscard]] std::uint8_t published(Classify&& classify) noexcept {
@@ -286,7 +297,7 @@ class learned_hazard {
         so_far.worth = std::min(so_far.worth, model_.value(detail::hazard_model::cell(history_.cls(e), 0)));
         if (so_far.blocks != 0 && front != none && before == none) break;
         if (chosen_.full()) {
-          if (chosen_.only_aside()) chosen_.requeue_aside([this](std::uint32_t e) { return cell(e); });
+          if (chosen_.only_aside()) chosen_.requeue_aside([this](std::uint32_t aside) { return cell(aside); });
           const std::uint32_t victim = chosen_.weakest();
           if (victim == none || so_far.worth < chosen_.least_value()) break;
           give_up(victim);
@@ -317,6 +328,11 @@ class learned_hazard {
     // decided about wait for its end.
     if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none) {
       if (history_[chosen_.entry(parent)].deciding == 0) queue(parent, true);
+      // The parent is mostly given up next, and those in front of it after that.
+      if (const std::uint32_t next = chosen_.parent(parent); next != none) {
+        history_.prefetch_at(chosen_.entry(next));
+        if (const std::uint32_t after = chosen_.parent(next); after != none) chosen_.prefetch(after);
+      }
     }
     dequeue(e);
     chosen_.remove(choice);
@@ -355,7 +371,8 @@ class learned_hazard {
   detail::ranked_blocks chosen_;
   detail::policy_duel duel_;
   detail::held_slots held_;  // and what is held beside the choice, and beside what LRU would hold
-  std::vector<std::uint32_t> current_;
+  std::vector<std::uint32_t> current_;  // entries of the last request's blocks, front first
+  mutable std::size_t recalled_ = 0;    // where in it a block was found last
   detail::recent_requests<detail::request_so_far> under_way_;
   std::uint32_t now_ = 0;
 };
