@@ -7,6 +7,7 @@
 #include <kvx/detail/untouched_array.hpp>
 #include <kvx/types.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -67,6 +68,8 @@ class block_history {
   }
   void prefetch_at(id e) const noexcept { __builtin_prefetch(&entries_[e]); }
 
+  /// A call begins, in which some may be dropped ahead of need.
+  void begin_call() noexcept { free_at_first_ = free_count_; }
   /// An entry for a key that has none, in no order and no age yet. Others may be forgotten for it; their keys
   /// change.
   [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
@@ -75,7 +78,9 @@ class block_history {
       e = static_cast<id>(used_++);
     } else {
       // Some are dropped ahead of need, so that nobody has to pass over a long row of held ones at once.
-      for (std::size_t steps = most_steps; steps != 0 && free_count_ < size_ / reserve_share; --steps) drop_next(model);
+      const std::size_t enough =
+          std::min(size_ / reserve_share, std::max(free_at_first_ + most_ahead, free_count_ + 1));
+      for (std::size_t steps = most_steps; steps != 0 && free_count_ < enough; --steps) drop_next(model);
       while (free_ == none) drop_next(model);
       e = free_;
       free_ = entries_[e].newer;
@@ -86,11 +91,12 @@ class block_history {
         table_.prefetch(key_table::hash(entries_[drop_].key));  // fetched when the one before it was dropped
       }
     }
-    entry made{};
-    made.key = key;
-    made.slot = no_slot;
-    made.choice = none;
-    entries_[e] = made;
+    entry& x = entries_[e];  // field by field: a copy of a whole one would wait for its fields to be stored
+    x.key = key;
+    x.slot = no_slot;
+    x.choice = none;
+    x.gap = x.deciding = x.in_lru = x.passed = 0;
+    x.uses = x.hint = 0;
     table_.insert(key_table::hash(key), e);
     return e;
   }
@@ -124,7 +130,7 @@ class block_history {
   /// The age of an entry, as far as grow_older() went.
   [[nodiscard]] unsigned age(id e) const noexcept { return cohorts_.age(entries_[e].cohort); }
 
-  /// Fetches what grow_older() will look at; `leaves(leaf)` of the cohorts that will be moved.
+  /// Tells `leaves(leaf)` of the cohorts that grow_older() will move, so that they can be fetched.
   template <class Leaves>
   void prefetch_growth(std::uint32_t now, Leaves&& leaves) const noexcept {
     cohorts_.prefetch_growth(now, leaves);
@@ -256,6 +262,8 @@ class block_history {
   // fewer steps at a time than this.
   static constexpr std::size_t most_steps = 16;
   static constexpr std::size_t reserve_share = 64;
+  // When a history is full for the first time all of the reserve is due: so many more in a call, then one for one.
+  static constexpr std::size_t most_ahead = 256;
 
   untouched_array<entry> entries_;
   std::size_t size_;
@@ -264,6 +272,7 @@ class block_history {
   std::size_t used_ = 0;
   id free_ = none;
   std::size_t free_count_ = 0;
+  std::size_t free_at_first_ = 0;  // in this call
   id oldest_ = none;
   id newest_ = none;
   id drop_ = none;

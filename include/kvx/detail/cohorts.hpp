@@ -79,12 +79,12 @@ class cohorts {
     for (const id c : oldest_of_age_)  // which the next time begins with
       if (c != none) __builtin_prefetch(&all_[c]);
   }
+  /// Tells `leaves(leaf)` of the cohorts that grow_older() will begin with, so that they can be fetched.
   template <class Leaves>
   void prefetch_growth(std::uint32_t now, Leaves&& leaves) const noexcept {
     for (unsigned age = 0; age + 1 < hazard_model::ages; ++age) {
       const id c = oldest_of_age_[age];
       if (c == none || now - all_[c].last < hazard_model::edge(age + 1)) continue;
-      if (all_[c].newer != none) __builtin_prefetch(&all_[all_[c].newer]);
       if (all_[c].leaves != none) leaves(all_[c].leaves);
     }
   }

@@ -35,9 +35,19 @@ class ranked_blocks {
   }
 
   void prefetch(id b) const noexcept { __builtin_prefetch(&blocks_[b]); }
-  [[nodiscard]] id parent(id b) const noexcept {
+  /// Fetches those beside a queued block and where it will be queued when it is a step older.
+  void prefetch_move(id b) const noexcept {
     const block& x = blocks_[b];
-    return x.parent != none && blocks_[x.parent].life == x.parent_life ? x.parent : none;
+    if (x.newer != none) prefetch(x.newer);
+    if (const id last = queues_[x.cell + 1U <= aside_cell ? x.cell + 1U : aside_cell].newest; last != none)
+      prefetch(last);
+  }
+  /// What will likely be weakest once a block has gone; it is fetched.
+  [[nodiscard]] id after(id b) const noexcept {
+    const block& x = blocks_[b];
+    const id next = x.parent != none ? x.parent : x.newer;
+    if (next != none) prefetch(next);
+    return next;
   }
   [[nodiscard]] bool full() const noexcept { return free_ == none; }
   [[nodiscard]] std::uint32_t entry(id b) const noexcept { return blocks_[b].entry; }

@@ -42,6 +42,7 @@ class learned_hazard {
   /// Tells of a request, or of more of one, and chooses what should be held from now on.
   void access(const eviction_request& request) {
     const std::size_t count = request.blocks.size();
+    history_.begin_call();
     detail::request_so_far& so_far = under_way_.of(request.id);
     const bool goes_on = so_far.blocks != 0;
     const std::uint32_t front = request.before != 0 ? history_.find(request.parent) : none;
@@ -64,6 +65,7 @@ class learned_hazard {
     traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
     traits.new_blocks = so_far.new_blocks;
     std::uint32_t ahead = joins ? front : none;
+    std::uint32_t victim = chosen_.full() ? chosen_.weakest() : none;
     for (std::size_t i = 0; i < count; ++i) {  // front first, each behind the one ahead of it
       const std::uint64_t key = request.blocks[count - 1 - i].key;
       std::uint32_t& e = current_[i];
@@ -74,6 +76,10 @@ class learned_hazard {
         if (e == none) {
           const std::uint64_t ahead_key = ahead != none ? history_.key(ahead) : 0;
           e = history_.create(key, model_);
+          if (victim != none) {  // whose place it will likely take
+            history_.prefetch_at(chosen_.entry(victim));
+            victim = chosen_.after(victim);
+          }
           if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
             ahead = none;  // longer than the history
           splits = splits && (ahead != none || i == 0);
@@ -94,6 +100,7 @@ class learned_hazard {
     if (count != 0) so_far.deepest_key = request.blocks.front().key;
     duel_.request(hits, model_.mean_request(), so_far.lead, goes_on);
     learn(count);
+    history_.prefetch_growth(now_ + 1, [this](std::uint32_t leaf) { chosen_.prefetch(leaf); });
   }
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
@@ -105,13 +112,15 @@ class learned_hazard {
 
   void insert(std::span<const eviction_entry> entries) noexcept {
     bool began = false;
+    history_.begin_call();
     for (const eviction_entry& block : entries) {
       std::uint32_t e = recall(block.key);
       if (e == none || history_.slot(e) != no_slot) {
         if (!std::exchange(began, true)) pass_time(1);
         current_.clear();  // may be forgotten
         e = history_.create(block.key, model_);
-        place(e, {}, none, 0);
+        detail::block_traits traits;
+        place(e, traits, none, 0);
         if (!chosen_.full()) queue(choose(e, none), false);
       }
       history_[e].slot = block.slot;
@@ -199,7 +208,7 @@ class learned_hazard {
 
   void pass_time(std::uint32_t requests) noexcept {
     now_ += requests;
-    history_.prefetch_growth(now_, [this](std::uint32_t leaf) { chosen_.prefetch(leaf); });
+    history_.prefetch_growth(now_, [this](std::uint32_t leaf) { chosen_.prefetch_move(leaf); });
     history_.grow_older(now_, model_, [this](std::uint32_t leaves, unsigned cls, unsigned age) {
       chosen_.move_peers(leaves, detail::hazard_model::cell(cls, age));
     });
@@ -248,8 +257,8 @@ class learned_hazard {
   }
   void publish_values(unsigned cls) noexcept { chosen_.set_values(cls, model_.values(cls)); }
 
-  /// Puts a used entry behind another, `later` requests earlier; behind none: as the newest.
-  void place(std::uint32_t e, detail::block_traits traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
+  /// Puts a used entry behind another, `earlier` requests earlier; behind none: as the newest. Sets `traits.uses`.
+  void place(std::uint32_t e, detail::block_traits& traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
     entry& x = history_[e];
     if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
     traits.uses = x.uses;
@@ -301,7 +310,6 @@ class learned_hazard {
           const std::uint32_t victim = chosen_.weakest();
           if (victim == none || so_far.worth < chosen_.least_value()) break;
           give_up(victim);
-          if (const std::uint32_t next = chosen_.weakest(); next != none) history_.prefetch_at(chosen_.entry(next));
         }
         choose(e, parent);
       }
@@ -326,14 +334,8 @@ class learned_hazard {
     const std::uint32_t e = chosen_.entry(choice);
     // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
     // decided about wait for its end.
-    if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none) {
+    if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none)
       if (history_[chosen_.entry(parent)].deciding == 0) queue(parent, true);
-      // The parent is mostly given up next, and those in front of it after that.
-      if (const std::uint32_t next = chosen_.parent(parent); next != none) {
-        history_.prefetch_at(chosen_.entry(next));
-        if (const std::uint32_t after = chosen_.parent(next); after != none) chosen_.prefetch(after);
-      }
-    }
     dequeue(e);
     chosen_.remove(choice);
     history_[e].choice = none;
@@ -370,7 +372,7 @@ class learned_hazard {
   detail::block_history history_;
   detail::ranked_blocks chosen_;
   detail::policy_duel duel_;
-  detail::held_slots held_;  // and what is held beside the choice, and beside what LRU would hold
+  detail::held_slots held_;             // and what is held beside the choice, and beside what LRU would hold
   std::vector<std::uint32_t> current_;  // entries of the last request's blocks, front first
   mutable std::size_t recalled_ = 0;    // where in it a block was found last
   detail::recent_requests<detail::request_so_far> under_way_;
