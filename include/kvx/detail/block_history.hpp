@@ -1,86 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/detail/cohorts.hpp>
 #include <kvx/detail/hazard_model.hpp>
-#include <kvx/detail/huge_page_allocator.hpp>
+#include <kvx/detail/key_table.hpp>
 #include <kvx/detail/untouched_array.hpp>
 #include <kvx/types.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace kvx::detail {
 
-/// Blocks that requests used lately, cached or not, in the order of their last use, each in the bucket of its age.
+/// Blocks that requests used lately, cached or not, in the order of their last use, each counted at its age.
 ///
 /// The newest `capacity` of them are what LRU would hold. The oldest is dropped for a new one; those that are held or
 /// chosen (see there) are passed over, and dropped once they are neither.
-/// Cost    O(1) amortised; 36 bytes per entry, 4 for the buckets; memory is touched only as blocks come
+/// Cost    O(1) amortised; 32 bytes per entry, 12 for the table and 24 for each class of blocks of a request; memory
+///         but the table's is touched only as blocks come
 class block_history {
  public:
   using id = std::uint32_t;
   static constexpr id none = 0xFFFF'FFFFU;
 
-  /// What ageing looks at, block after block; densely, since that is most of the work.
-  struct entry {
-    id older, newer;
-    std::uint32_t last;  // time of its last use
-    std::uint8_t cls;
-    std::uint8_t news;  // a class as well: what the engine said since; 0: nothing
-    std::uint8_t gap : 5, leaf : 1, deciding : 1, unused : 1;
-    std::uint8_t uses : 3, hint : 3, in_lru : 1, passed : 1;
-  };
-  static_assert(sizeof(entry) == 16);
-  struct whereabouts {
-    std::uint32_t key_low, key_high;
-    id next;               // in the same bucket of the table, or free
+  /// Half a cache line, so that to look at one of them is one miss.
+  struct alignas(32) entry {
+    std::uint64_t key;
+    id older, newer;       // newer: or the next free one
     slot_index slot;       // where the tier holds it
     std::uint32_t choice;  // its place among those that the policy wants held
-
-    [[nodiscard]] std::uint64_t key() const noexcept { return key_low | std::uint64_t{key_high} << 32U; }
+    std::uint32_t cohort;  // time of its last use, and class
+    std::uint8_t gap : 5, deciding : 1, in_lru : 1, passed : 1;
+    std::uint8_t uses : 3, hint : 3, unused : 2;
   };
-  static_assert(sizeof(whereabouts) == 20);
+  static_assert(sizeof(entry) == 32);
 
   block_history(std::size_t entries, std::size_t lru_capacity)
-      : entries_(entries), places_(entries), size_(entries), heads_(entries, none), lru_capacity_(lru_capacity) {
-    oldest_of_age_.fill(none);
-  }
+      : entries_(entries), size_(entries), table_(entries), cohorts_(entries + 1), lru_capacity_(lru_capacity) {}
 
   [[nodiscard]] entry& operator[](id e) noexcept { return entries_[e]; }
   [[nodiscard]] const entry& operator[](id e) const noexcept { return entries_[e]; }
-  [[nodiscard]] const whereabouts& place(id e) const noexcept { return places_[e]; }
-  [[nodiscard]] std::uint64_t key(id e) const noexcept { return places_[e].key(); }
-  [[nodiscard]] slot_index slot(id e) const noexcept { return places_[e].slot; }
-  void set_slot(id e, slot_index slot) noexcept { places_[e].slot = slot; }
-  [[nodiscard]] std::uint32_t choice(id e) const noexcept { return places_[e].choice; }
-  void set_choice(id e, std::uint32_t choice) noexcept {
-    places_[e].choice = choice;
-    entries_[e].leaf = choice != none ? 1 : 0;
-  }
+  [[nodiscard]] std::uint64_t key(id e) const noexcept { return entries_[e].key; }
+  [[nodiscard]] slot_index slot(id e) const noexcept { return entries_[e].slot; }
+  [[nodiscard]] std::uint32_t choice(id e) const noexcept { return entries_[e].choice; }
+  /// Time of its last use.
+  [[nodiscard]] std::uint32_t last(id e) const noexcept { return cohorts_[entries_[e].cohort].last; }
+  /// The head of the ring of leaves that are of an entry's time and class.
+  [[nodiscard]] std::uint32_t& leaves(id e) noexcept { return cohorts_.leaves(entries_[e].cohort); }
 
   [[nodiscard]] id find(std::uint64_t key) const noexcept {
-    id e = heads_[home(key)];
-    while (e != none && places_[e].key() != key) e = places_[e].next;
+    return table_.find(key_table::hash(key), [&](id e) { return entries_[e].key == key; });
+  }
+  /// Three steps that do what find() does, each for many keys before the next, so that their cache misses overlap.
+  [[nodiscard]] std::uint32_t find_soon(std::uint64_t key) const noexcept {
+    const std::uint32_t hash = key_table::hash(key);
+    table_.prefetch(hash);
+    return hash;
+  }
+  [[nodiscard]] id candidate(std::uint32_t hash) const noexcept {
+    const id e = table_.find(hash, [](id) { return true; });
+    if (e != none) prefetch_at(e);
     return e;
   }
-  /// Two steps towards find(), each for many keys before the next, so that their cache misses overlap.
-  void prefetch_bucket(std::uint64_t key) const noexcept { __builtin_prefetch(&heads_[home(key)]); }
-  void prefetch_entry(std::uint64_t key) const noexcept {
-    const id e = heads_[home(key)];
-    if (e == none) return;
-    __builtin_prefetch(&places_[e]);
-    __builtin_prefetch(&entries_[e]);
+  [[nodiscard]] id find(std::uint64_t key, id candidate) const noexcept {
+    return candidate == none || entries_[candidate].key == key ? candidate : find(key);
   }
+  void prefetch_at(id e) const noexcept { __builtin_prefetch(&entries_[e]); }
 
-  void prefetch_at(id e) const noexcept {
-    __builtin_prefetch(&entries_[e]);
-    __builtin_prefetch(&places_[e]);
-  }
-
-  /// An entry for a key that has none, in no order and no bucket yet. Others may be forgotten for it; their keys
+  /// A call begins, in which some may be dropped ahead of need.
+  void begin_call() noexcept { free_at_first_ = free_count_; }
+  /// An entry for a key that has none, in no order and no age yet. Others may be forgotten for it; their keys
   /// change.
   [[nodiscard]] id create(std::uint64_t key, hazard_model& model) noexcept {
     id e = none;
@@ -88,21 +78,26 @@ class block_history {
       e = static_cast<id>(used_++);
     } else {
       // Some are dropped ahead of need, so that nobody has to pass over a long row of held ones at once.
-      for (std::size_t steps = most_steps; steps != 0 && free_count_ < size_ / reserve_share; --steps) drop_next(model);
+      const std::size_t enough =
+          std::min(size_ / reserve_share, std::max(free_at_first_ + most_ahead, free_count_ + 1));
+      for (std::size_t steps = most_steps; steps != 0 && free_count_ < enough; --steps) drop_next(model);
       while (free_ == none) drop_next(model);
       e = free_;
-      free_ = places_[e].next;
+      free_ = entries_[e].newer;
       --free_count_;
       if (drop_ != none) {
         const id after = entries_[drop_].newer;
-        if (after != none) __builtin_prefetch(&places_[after]);
-        prefetch_bucket(places_[drop_].key());  // fetched when the one before it was dropped
+        if (after != none) prefetch_at(after);
+        table_.prefetch(key_table::hash(entries_[drop_].key));  // fetched when the one before it was dropped
       }
     }
-    entries_[e] = entry{};
-    id& head = heads_[home(key)];
-    places_[e] = {static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32U), head, no_slot, none};
-    head = e;
+    entry& x = entries_[e];  // field by field: a copy of a whole one would wait for its fields to be stored
+    x.key = key;
+    x.slot = no_slot;
+    x.choice = none;
+    x.gap = x.deciding = x.in_lru = x.passed = 0;
+    x.uses = x.hint = 0;
+    table_.insert(key_table::hash(key), e);
     return e;
   }
 
@@ -113,81 +108,64 @@ class block_history {
 
   /// Takes an entry out of its age: it is used, or dropped.
   void leave_age(id e, bool used, hazard_model& model) noexcept {
-    const entry& x = entries_[e];
-    const unsigned at = age(e);
-    for_classes(x, [&](unsigned cls) { model.leave(cls, at, x.last + hazard_model::edge(at), now_, used); });
-    if (oldest_of_age_[at] != e) return;
-    oldest_of_age_[at] = x.newer != none && age(x.newer) == at ? x.newer : none;
+    const id at = entries_[e].cohort;
+    const cohorts::cohort& x = cohorts_[at];
+    const unsigned old = cohorts_.age(at);
+    const std::uint32_t entered = x.last + hazard_model::edge(old);
+    model.leave(x.cls, old, entered, cohorts_.now(), used);
+    model.leave(0, old, entered, cohorts_.now(), used);
+    if (x.news != 0) model.leave(x.news, old, entered, cohorts_.now(), used);
+    cohorts_.part(at);
   }
-  /// Precondition: it is in the order of last uses.
-  void enter_age(id e, hazard_model& model) noexcept {
-    const entry& x = entries_[e];
-    const unsigned at = age(e);
-    for_classes(x, [&](unsigned cls) { model.enter(cls, at, x.last + hazard_model::edge(at)); });
-    if (oldest_of_age_[at] == none || oldest_of_age_[at] == x.newer) oldest_of_age_[at] = e;
+  /// Puts an entry that was used at `last` into its age.
+  /// Shape   near: an entry of about that time, or `none`
+  void enter_age(id e, std::uint32_t last, unsigned cls, id near, hazard_model& model) noexcept {
+    const id at = cohorts_.join(last, cls, 0, near != none ? entries_[near].cohort : none);
+    entries_[e].cohort = at;
+    const unsigned young = cohorts_.age(at);
+    const std::uint32_t entered = last + hazard_model::edge(young);
+    model.enter(cls, young, entered);
+    model.enter(0, young, entered);
   }
   /// The age of an entry, as far as grow_older() went.
-  [[nodiscard]] unsigned age(id e) const noexcept { return hazard_model::age_of(now_ - entries_[e].last); }
+  [[nodiscard]] unsigned age(id e) const noexcept { return cohorts_.age(entries_[e].cohort); }
 
-  /// Lets a request pass: tells the model which entries outgrew their age, and `moved(entry)` of the leaves among them.
+  /// Tells `leaves(leaf)` of the cohorts that grow_older() will move, so that they can be fetched.
+  template <class Leaves>
+  void prefetch_growth(std::uint32_t now, Leaves&& leaves) const noexcept {
+    cohorts_.prefetch_growth(now, leaves);
+  }
+  /// Lets a request pass: tells the model which entries outgrew their age, and `moved(leaf, class, age)` of one of the
+  /// leaves of each cohort among them.
   template <class Moved>
   void grow_older(std::uint32_t now, hazard_model& model, Moved&& moved) noexcept {
-    now_ = now;
-    for (unsigned age = 0; age + 1 < hazard_model::ages; ++age) {
-      const id first = oldest_of_age_[age];
-      const std::uint32_t outgrown = hazard_model::edge(age + 1);
-      id e = first;
-      while (e != none && now - entries_[e].last >= outgrown) {
-        // Blocks of one request and class are mostly in a row, and are counted at once.
-        const std::uint32_t last = entries_[e].last;
-        const entry kind = entries_[e];
-        std::uint32_t count = 0;
-        const entry* x = &entries_[e];
-        do {
-          ++count;
-          const id newer = x->newer;
-          if (x->leaf != 0) moved(e);
-          e = newer;
-          x = &entries_[e != none ? e : 0];
-        } while (e != none && x->last == last && x->cls == kind.cls && x->news == kind.news);
-        for_classes(kind, [&](unsigned cls) { model.grow_older(cls, age, count, last, now); });
-      }
-      if (e == first) continue;
-      oldest_of_age_[age] = e != none && now - entries_[e].last >= hazard_model::edge(age) ? e : none;
-      if (oldest_of_age_[age + 1] == none) oldest_of_age_[age + 1] = first;
-    }
+    cohorts_.grow_older(now, model, [&](const cohorts::cohort& c) {
+      moved(c.leaves, c.news != 0 ? c.news : c.cls, hazard_model::age_of(now - c.last));
+    });
   }
   /// Gives an entry a class for the news of it, or takes the last one back (0); it counts there as if it always had.
   void set_news(id e, std::uint8_t news, hazard_model& model) noexcept {
-    entry& x = entries_[e];
+    const cohorts::cohort from = cohorts_[entries_[e].cohort];
     const unsigned at = age(e);
-    const std::uint32_t entered = x.last + hazard_model::edge(at);
-    if (x.news != 0) model.leave(x.news, at, entered, entered, false);
-    x.news = news;
+    const std::uint32_t entered = from.last + hazard_model::edge(at);
+    if (from.news != 0) model.leave(from.news, at, entered, entered, false);
+    move(e, from.cls, news);
     if (news != 0) model.enter(news, at, entered);
   }
   /// Gives an entry the class that it should have had from its last use on.
   void correct_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
-    entry& x = entries_[e];
-    const unsigned at = age(e);
-    const std::uint32_t entered = x.last + hazard_model::edge(at);
-    model.leave(x.cls, at, entered, entered, false);
-    x.cls = cls;
-    model.enter(cls, at, entered);
+    replace_class(e, cls, last(e) + hazard_model::edge(age(e)), model);
   }
   /// Ends an entry's stay in its class, unused, and puts it into another for good: its session is over.
   void change_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
     set_news(e, 0, model);
-    entry& x = entries_[e];
-    const unsigned at = age(e);
-    const std::uint32_t entered = x.last + hazard_model::edge(at);
-    model.leave(x.cls, at, entered, now_, false);
-    x.cls = cls;
-    model.enter(cls, at, entered);
+    replace_class(e, cls, cohorts_.now(), model);
   }
+  [[nodiscard]] unsigned cls(id e) const noexcept { return cohorts_[entries_[e].cohort].cls; }
   /// The class by which an entry is judged.
   [[nodiscard]] unsigned standing(id e) const noexcept {
-    return entries_[e].news != 0 ? entries_[e].news : entries_[e].cls;
+    const cohorts::cohort& c = cohorts_[entries_[e].cohort];
+    return c.news != 0 ? c.news : c.cls;
   }
 
   /// What LRU would give up next; `newer` leads on to the rest of what it would hold.
@@ -233,19 +211,22 @@ class block_history {
   }
 
  private:
-  // An entry counts in its own class and in that of all of them, and while there is news of it in that one too.
-  template <class Count>
-  static void for_classes(const entry& x, Count&& count) noexcept {
-    count(x.cls);
-    count(0);
-    if (x.news != 0) count(x.news);
+  void move(id e, unsigned cls, unsigned news) noexcept {
+    const id from = entries_[e].cohort;
+    entries_[e].cohort = cohorts_.join(cohorts_[from].last, cls, news, from);
+    cohorts_.part(from);
   }
-  [[nodiscard]] std::size_t home(std::uint64_t key) const noexcept {
-    key = (key ^ (key >> 32U)) * 0x9E37'79B9'7F4A'7C15U;
-    key ^= key >> 32U;
-    return static_cast<std::size_t>(((key & 0xFFFF'FFFFU) * heads_.size()) >> 32U);
+  void replace_class(id e, std::uint8_t cls, std::uint32_t until, hazard_model& model) noexcept {
+    const cohorts::cohort from = cohorts_[entries_[e].cohort];
+    const unsigned at = age(e);
+    const std::uint32_t entered = from.last + hazard_model::edge(at);
+    model.leave(from.cls, at, entered, until, false);
+    move(e, cls, from.news);
+    model.enter(cls, at, entered);
   }
-  [[nodiscard]] bool droppable(id e) const noexcept { return places_[e].choice == none && places_[e].slot == no_slot; }
+  [[nodiscard]] bool droppable(id e) const noexcept {
+    return entries_[e].choice == none && entries_[e].slot == no_slot;
+  }
   // Forgets the next one, or passes over it. There is always something to drop: twice the capacity, held and chosen,
   // are less than the history.
   void drop_next(hazard_model& model) noexcept {
@@ -261,17 +242,18 @@ class block_history {
   void leave_lru(id e) noexcept {
     entries_[e].in_lru = 0;
     --lru_size_;
-    if (lru_oldest_ == e) lru_oldest_ = entries_[e].newer;
+    if (lru_oldest_ != e) return;
+    lru_oldest_ = entries_[e].newer;
+    if (lru_oldest_ != none) prefetch_at(lru_oldest_);  // mostly the next to leave
   }
   void forget(id e, hazard_model& model) noexcept {
     leave_age(e, false, model);
     if (entries_[e].in_lru != 0) leave_lru(e);
     unlink(e);
-    id* at = &heads_[home(places_[e].key())];
-    while (*at != e) at = &places_[*at].next;
-    *at = places_[e].next;
-    places_[e].key_low = ~places_[e].key_low;  // for those who remember where it was
-    places_[e].next = free_;
+    entry& x = entries_[e];
+    table_.erase(key_table::hash(x.key), e);
+    x.key ^= 0xFFFF'FFFFU;  // for those who remember where it was
+    x.newer = free_;
     free_ = e;
     ++free_count_;
   }
@@ -280,16 +262,17 @@ class block_history {
   // fewer steps at a time than this.
   static constexpr std::size_t most_steps = 16;
   static constexpr std::size_t reserve_share = 64;
+  // When a history is full for the first time all of the reserve is due: so many more in a call, then one for one.
+  static constexpr std::size_t most_ahead = 256;
 
   untouched_array<entry> entries_;
-  untouched_array<whereabouts> places_;
   std::size_t size_;
-  std::vector<id, huge_page_allocator<id>> heads_;
-  std::array<id, hazard_model::ages> oldest_of_age_{};
-  std::uint32_t now_ = 0;
+  key_table table_;
+  cohorts cohorts_;
   std::size_t used_ = 0;
   id free_ = none;
   std::size_t free_count_ = 0;
+  std::size_t free_at_first_ = 0;  // in this call
   id oldest_ = none;
   id newest_ = none;
   id drop_ = none;

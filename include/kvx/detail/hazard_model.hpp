@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace kvx::detail {
@@ -55,6 +56,10 @@ class hazard_model {
   }
   [[nodiscard]] static constexpr unsigned cell(unsigned cls, unsigned age) noexcept { return cls * ages + age; }
   [[nodiscard]] float value(unsigned at) const noexcept { return values_[at]; }
+  /// Of a class at each age.
+  [[nodiscard]] std::span<const float, ages> values(unsigned cls) const noexcept {
+    return std::span<const float, ages>(&values_[cell(cls, 0)], ages);
+  }
   /// Class 0 stands for all of them together.
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
   [[nodiscard]] double mean_request() const noexcept { return mean_request_; }
@@ -147,29 +152,41 @@ class hazard_model {
     constexpr float falls_with_age = 0.2F;
     const auto weight = static_cast<float>(4 * mean_request_);
     for (unsigned k = 0; k < ages; ++k) {
-      const float w = width(k);
+      const float w = widths[k];
       const float before = falls_with_age / (static_cast<float>(edge(k)) + w / 2);
-      common_[k] = (static_cast<float>(cells_[k].uses) + weight * before * w) / (exposure(k, now) + weight * w);
+      common_[k] =
+          rate(static_cast<float>(cells_[k].uses) + weight * before * w, exposure(cells_[k], now) + weight * w);
     }
   }
 
   /// Renews the values of one class.
   void fit(unsigned cls, std::uint32_t now) noexcept {
+    const cell_data* const cells = &cells_[cell(cls, 0)];
+    float* const values = &values_[cell(cls, 0)];
+    const auto weight = static_cast<float>(2 * mean_request_);
+    // Age by age without a branch, so that the compiler can do several at once.
+    std::array<float, ages> hazards;
+    std::array<float, ages> chances;  // of a use within the age
+    for (unsigned k = 0; k < ages; ++k) hazards[k] = static_cast<float>(cells[k].uses);
+    for (unsigned k = 0; k < ages; ++k) chances[k] = exposure(cells[k], now);
+    for (unsigned k = 0; k < ages; ++k) {
+      const float w = widths[k];
+      hazards[k] = rate(hazards[k] + weight * common_[k] * w, chances[k] + weight * w);
+      const float x = hazards[k] * w;
+      chances[k] = x * (1 - x / 2);
+    }
     // From the oldest age down: ages that are worth more than the one before them are waited for together with it.
     struct stretch {
       float uses, time, left;
     };
     std::array<stretch, ages> behind;
     unsigned count = 0;
-    const auto weight = static_cast<float>(2 * mean_request_);
     for (unsigned k = ages; k-- > 0;) {
-      const unsigned at = cell(cls, k);
-      const float w = width(k);
-      const float hazard =
-          (static_cast<float>(cells_[at].uses) + weight * common_[k] * w) / (exposure(at, now) + weight * w);
-      const float x = hazard * w;
-      const float p = x < 0.02F ? x * (1 - x / 2) : 1 - std::exp(-x);
-      stretch now_and_on{p, hazard > 0 ? p / hazard : w, 1 - p};
+      const float hazard = hazards[k];
+      const float x = hazard * widths[k];
+      // What is not small takes the exponential function, unless the difference to 1 is less than a float shows.
+      const float p = x < 0.02F ? chances[k] : x < 18.0F ? 1 - std::exp(-x) : 1.0F;
+      stretch now_and_on{p, hazard > 0 ? p / hazard : widths[k], 1 - p};
       while (count != 0 && behind[count - 1].uses * now_and_on.time > now_and_on.uses * behind[count - 1].time) {
         const stretch& next = behind[--count];
         now_and_on.uses += now_and_on.left * next.uses;
@@ -177,7 +194,7 @@ class hazard_model {
         now_and_on.left *= next.left;
       }
       behind[count++] = now_and_on;
-      values_[at] = now_and_on.time > 0 ? now_and_on.uses / now_and_on.time : 0;
+      values[k] = now_and_on.time > 0 ? now_and_on.uses / now_and_on.time : 0;
     }
   }
 
@@ -199,12 +216,15 @@ class hazard_model {
     fit(known, now);
     return known;
   }
-  [[nodiscard]] static constexpr float width(unsigned age) noexcept {
-    return age == 0 ? 1.0F : static_cast<float>(std::uint32_t{1} << (age - 1));
-  }
+  static constexpr std::array<float, ages> widths = [] {
+    std::array<float, ages> all{1.0F};
+    for (unsigned k = 1; k < ages; ++k) all[k] = static_cast<float>(std::uint32_t{1} << (k - 1));
+    return all;
+  }();
+  // None where nobody was, while there are no requests yet that would weigh anything.
+  [[nodiscard]] static float rate(float uses, float time) noexcept { return time > 0 ? uses / time : 0.0F; }
   // Without those who are still there, ages that few leave would look like ages that many are used at.
-  [[nodiscard]] float exposure(unsigned at, std::uint32_t now) const noexcept {
-    const cell_data& c = cells_[at];
+  [[nodiscard]] static float exposure(const cell_data& c, std::uint32_t now) noexcept {
     // Negative once the clock has wrapped, until those from before it are gone.
     const auto of_those_here = static_cast<std::int64_t>(c.here * now - c.entered);
     return static_cast<float>(c.exposure) + static_cast<float>(std::max(of_those_here, std::int64_t{0}));

@@ -42,11 +42,12 @@ class learned_hazard {
   /// Tells of a request, or of more of one, and chooses what should be held from now on.
   void access(const eviction_request& request) {
     const std::size_t count = request.blocks.size();
+    history_.begin_call();
     detail::request_so_far& so_far = under_way_.of(request.id);
     const bool goes_on = so_far.blocks != 0;
     const std::uint32_t front = request.before != 0 ? history_.find(request.parent) : none;
     // The parts of a very long request have times of their own, so that no later one has to let all of it grow older.
-    const bool joins = goes_on && (request.before == 0 || (front != none && history_[front].last >= so_far.began)) &&
+    const bool joins = goes_on && (request.before == 0 || (front != none && history_.last(front) >= so_far.began)) &&
                        so_far.blocks / stretch == (request.before + count) / stretch;
     bool splits = !joins;
     if (!joins) pass_time(1 + static_cast<std::uint32_t>(count / stretch));
@@ -64,26 +65,33 @@ class learned_hazard {
     traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
     traits.new_blocks = so_far.new_blocks;
     std::uint32_t ahead = joins ? front : none;
+    std::uint32_t victim = chosen_.full() ? chosen_.weakest() : none;
     for (std::size_t i = 0; i < count; ++i) {  // front first, each behind the one ahead of it
       const std::uint64_t key = request.blocks[count - 1 - i].key;
       std::uint32_t& e = current_[i];
       if (e != none && history_.key(e) != key) e = none;  // forgotten for one of those before it
-      if (e == none || !goes_on || history_[e].last < so_far.began) {
+      if (e == none || !goes_on || history_.last(e) < so_far.began) {
         traits.last_of_request = i + 1 == count;
         traits.gap = e != none ? history_.age(e) + 1U : so_far.gap;
         if (e == none) {
           const std::uint64_t ahead_key = ahead != none ? history_.key(ahead) : 0;
           e = history_.create(key, model_);
+          if (victim != none) {  // whose place it will likely take
+            history_.prefetch_at(chosen_.entry(victim));
+            victim = chosen_.after(victim);
+          }
           if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
             ahead = none;  // longer than the history
           splits = splits && (ahead != none || i == 0);
         } else {
+          dequeue(e);
           history_.leave_age(e, true, model_);
           history_.unlink(e);
         }
         place(e, traits, ahead, splits && i != 0 && i % stretch == 0 ? 1 : 0);
+      } else {
+        dequeue(e);
       }
-      if (history_.choice(e) != none) chosen_.dequeue(history_.choice(e));
       history_[e].deciding = 1;
       ahead = e;
     }
@@ -92,26 +100,30 @@ class learned_hazard {
     if (count != 0) so_far.deepest_key = request.blocks.front().key;
     duel_.request(hits, model_.mean_request(), so_far.lead, goes_on);
     learn(count);
+    history_.prefetch_growth(now_ + 1, [this](std::uint32_t leaf) { chosen_.prefetch(leaf); });
   }
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
-    const std::uint32_t e = history_.find(key);
+    const std::uint32_t e = recall(key);
     if (e == none) return true;
     return duel_.follows_lru() ? history_[e].in_lru != 0 : history_.choice(e) != none;
   }
 
   void insert(std::span<const eviction_entry> entries) noexcept {
     bool began = false;
+    history_.begin_call();
     for (const eviction_entry& block : entries) {
-      std::uint32_t e = history_.find(block.key);
+      std::uint32_t e = recall(block.key);
       if (e == none || history_.slot(e) != no_slot) {
         if (!std::exchange(began, true)) pass_time(1);
+        current_.clear();  // may be forgotten
         e = history_.create(block.key, model_);
-        place(e, {}, none, 0);
+        detail::block_traits traits;
+        place(e, traits, none, 0);
         if (!chosen_.full()) queue(choose(e, none), false);
       }
-      history_.set_slot(e, block.slot);
+      history_[e].slot = block.slot;
       held_.hold(block.slot, e, history_.choice(e) != none, history_[e].in_lru != 0);
     }
   }
@@ -122,7 +134,7 @@ class learned_hazard {
     for (const slot_index slot : slots) {
       const std::uint32_t e = held_.entry(slot);
       const std::uint32_t choice = history_.choice(e);
-      if (choice != none) chosen_.dequeue(choice);
+      dequeue(e);
       detail::block_traits traits;
       traits.gap = history_.age(e) + 1U;
       traits.hint = history_[e].hint;
@@ -162,12 +174,12 @@ class learned_hazard {
       const std::uint32_t e = history_.find(key);
       if (e == none) continue;
       entry& x = history_[e];
-      if (std::exchange(first, false)) last = x.last;
-      if (x.last > last) return;
+      if (std::exchange(first, false)) last = history_.last(e);
+      if (history_.last(e) > last) return;
       const unsigned hint = detail::hazard_model::hint_code(news.session, news.returns_in);
       const std::uint32_t choice = history_.choice(e);
       const bool queued = choice != none && chosen_.queued(choice);
-      if (queued) chosen_.dequeue(choice);
+      dequeue(e);
       x.hint = hint & 7U;
       const auto told = [&] { return model_.classify_news(x.uses, x.gap, hint, now_); };
       if (news.session == session_state::closed)
@@ -196,24 +208,24 @@ class learned_hazard {
 
   void pass_time(std::uint32_t requests) noexcept {
     now_ += requests;
-    history_.grow_older(now_, model_, [this](std::uint32_t e) {
-      const std::uint32_t choice = history_.choice(e);
-      chosen_.dequeue(choice);
-      if (chosen_.leaf(choice)) queue(choice, false);
+    history_.prefetch_growth(now_, [this](std::uint32_t leaf) { chosen_.prefetch_move(leaf); });
+    history_.grow_older(now_, model_, [this](std::uint32_t leaves, unsigned cls, unsigned age) {
+      chosen_.move_peers(leaves, detail::hazard_model::cell(cls, age));
     });
   }
 
   /// Finds the entries of a request's blocks, front first, and how many the choice, LRU and the tier have of its
   /// prefix.
   std::array<double, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
-    for (const eviction_entry& block : request.blocks) history_.prefetch_bucket(block.key);
-    for (const eviction_entry& block : request.blocks) history_.prefetch_entry(block.key);
-    current_.resize(request.blocks.size());
+    const std::size_t count = request.blocks.size();
+    current_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) current_[i] = history_.find_soon(request.blocks[count - 1 - i].key);
+    for (std::uint32_t& soon : current_) soon = history_.candidate(soon);
     std::array<double, 3> hits{};
-    for (std::size_t i = 0; i < current_.size(); ++i) {
-      const std::uint32_t e = history_.find(request.blocks[current_.size() - 1 - i].key);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t e = history_.find(request.blocks[count - 1 - i].key, current_[i]);
       current_[i] = e;
-      if (e != none && goes_on && history_[e].last >= so_far.began) continue;  // told before
+      if (e != none && goes_on && history_.last(e) >= so_far.began) continue;  // told before
       if (e == none)
         so_far.meet_unknown();
       else
@@ -223,6 +235,15 @@ class learned_hazard {
     return hits;
   }
 
+  /// As history_.find(), mostly for the blocks of the last request, in one order or the other.
+  [[nodiscard]] std::uint32_t recall(std::uint64_t key) const noexcept {
+    for (const std::size_t at : {recalled_, recalled_ + 1, recalled_ - 1}) {
+      if (at >= current_.size() || history_.key(current_[at]) != key) continue;
+      recalled_ = at;
+      return current_[at];
+    }
+    return history_.find(key);
+  }
   // A class that was never seen before has values at once.
   template <class Classify>
   [[nodiscard]] std::uint8_t published(Classify&& classify) noexcept {
@@ -234,26 +255,20 @@ class learned_hazard {
   void learn(std::size_t blocks) noexcept {
     model_.learn(blocks, slots_, now_, [this](unsigned cls) { publish_values(cls); });
   }
-  void publish_values(unsigned cls) noexcept {
-    for (unsigned age = 0; age < detail::hazard_model::ages; ++age) {
-      const unsigned cell = detail::hazard_model::cell(cls, age);
-      chosen_.set_value(cell, model_.value(cell));
-    }
-  }
+  void publish_values(unsigned cls) noexcept { chosen_.set_values(cls, model_.values(cls)); }
 
-  /// Puts a used entry behind another, `later` requests earlier; behind none: as the newest.
-  void place(std::uint32_t e, detail::block_traits traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
+  /// Puts a used entry behind another, `earlier` requests earlier; behind none: as the newest. Sets `traits.uses`.
+  void place(std::uint32_t e, detail::block_traits& traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
     entry& x = history_[e];
     if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
     traits.uses = x.uses;
     x.gap = traits.gap & 31U;
-    x.news = 0;
     x.hint = traits.hint & 7U;
-    x.last = ahead != none ? history_[ahead].last - earlier : now_;
     x.passed = 0;
-    x.cls = published([&] { return model_.classify(traits, now_); });
+    const std::uint32_t last = ahead != none ? history_.last(ahead) - earlier : now_;
+    const std::uint8_t cls = published([&] { return model_.classify(traits, now_); });
     ahead != none ? history_.push_behind(e, ahead) : history_.push_newest(e);
-    history_.enter_age(e, model_);
+    history_.enter_age(e, last, cls, ahead, model_);
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
     if (!was_in_lru && x.in_lru != 0 && history_.slot(e) != no_slot)
@@ -268,7 +283,11 @@ class learned_hazard {
     traits.gap = history_[e].gap;
     traits.hint = history_[e].hint;
     traits.new_blocks = so_far.new_blocks;
+    const std::uint32_t choice = history_.choice(e);
+    const bool queued = choice != none && chosen_.queued(choice);
+    if (queued) chosen_.part(choice, history_.leaves(e));
     history_.correct_class(e, published([&] { return model_.classify(traits, now_); }), model_);
+    if (queued) chosen_.join(choice, history_.leaves(e));
   }
 
   /// Chooses among the request's newcomers, front first, and what is chosen already and not of this request.
@@ -276,7 +295,7 @@ class learned_hazard {
     const std::size_t count = current_.size();
     // The block in front is of the request as well: none behind it may take its place.
     const std::uint32_t before = front != none ? history_.choice(front) : none;
-    if (before != none) chosen_.dequeue(before);
+    if (before != none) dequeue(front);
     if (front != none) history_[front].deciding = 1;
     std::uint32_t parent = before;
     for (std::size_t i = 0; i < count; ++i) {
@@ -284,14 +303,13 @@ class learned_hazard {
       if (history_.key(e) != request.blocks[count - 1 - i].key) break;
       if (history_.choice(e) == none) {
         // A block is of use only with those in front of it.
-        so_far.worth = std::min(so_far.worth, model_.value(detail::hazard_model::cell(history_[e].cls, 0)));
+        so_far.worth = std::min(so_far.worth, model_.value(detail::hazard_model::cell(history_.cls(e), 0)));
         if (so_far.blocks != 0 && front != none && before == none) break;
         if (chosen_.full()) {
-          if (chosen_.only_aside()) chosen_.requeue_aside([this](std::uint32_t choice) { queue(choice, false); });
+          if (chosen_.only_aside()) chosen_.requeue_aside([this](std::uint32_t aside) { return cell(aside); });
           const std::uint32_t victim = chosen_.weakest();
           if (victim == none || so_far.worth < chosen_.least_value()) break;
           give_up(victim);
-          if (const std::uint32_t next = chosen_.weakest(); next != none) history_.prefetch_at(chosen_.entry(next));
         }
         choose(e, parent);
       }
@@ -306,9 +324,9 @@ class learned_hazard {
     if (choice != none && chosen_.leaf(choice) && !chosen_.queued(choice)) queue(choice, false);
   }
   std::uint32_t choose(std::uint32_t e, std::uint32_t parent) noexcept {
+    if (parent != none) dequeue(chosen_.entry(parent));
     const std::uint32_t choice = chosen_.add(e, parent);
-    history_.set_choice(e, choice);
-    if (parent != none) history_[chosen_.entry(parent)].leaf = 0;
+    history_[e].choice = choice;
     if (const slot_index slot = history_.slot(e); slot != no_slot) held_.wanted(detail::held_slots::choice, slot);
     return choice;
   }
@@ -316,19 +334,24 @@ class learned_hazard {
     const std::uint32_t e = chosen_.entry(choice);
     // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
     // decided about wait for its end.
-    if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none) {
-      entry& above = history_[chosen_.entry(parent)];
-      above.leaf = 1;
-      if (above.deciding == 0) queue(parent, true);
-    }
+    if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none)
+      if (history_[chosen_.entry(parent)].deciding == 0) queue(parent, true);
+    dequeue(e);
     chosen_.remove(choice);
-    history_.set_choice(e, none);
+    history_[e].choice = none;
     if (const slot_index slot = history_.slot(e); slot != no_slot) held_.unwanted(detail::held_slots::choice, slot);
     history_.drop_if_old(e, model_);
   }
   void queue(std::uint32_t choice, bool as_oldest) noexcept {
     const std::uint32_t e = chosen_.entry(choice);
-    chosen_.enqueue(choice, detail::hazard_model::cell(history_.standing(e), history_.age(e)), as_oldest);
+    chosen_.enqueue(choice, cell(e), as_oldest, history_.leaves(e));
+  }
+  void dequeue(std::uint32_t e) noexcept {
+    const std::uint32_t choice = history_.choice(e);
+    if (choice != none && chosen_.queued(choice)) chosen_.dequeue(choice, history_.leaves(e));
+  }
+  [[nodiscard]] unsigned cell(std::uint32_t e) const noexcept {
+    return detail::hazard_model::cell(history_.standing(e), history_.age(e));
   }
 
   slot_index take(slot_index slot) noexcept {
@@ -339,7 +362,7 @@ class learned_hazard {
   slot_index vacate(slot_index slot) noexcept {
     const std::uint32_t e = held_.entry(slot);
     held_.release(slot, history_.choice(e) != none, history_[e].in_lru != 0);
-    history_.set_slot(e, no_slot);
+    history_[e].slot = no_slot;
     history_.drop_if_old(e, model_);
     return slot;
   }
@@ -349,8 +372,9 @@ class learned_hazard {
   detail::block_history history_;
   detail::ranked_blocks chosen_;
   detail::policy_duel duel_;
-  detail::held_slots held_;  // and what is held beside the choice, and beside what LRU would hold
-  std::vector<std::uint32_t> current_;
+  detail::held_slots held_;             // and what is held beside the choice, and beside what LRU would hold
+  std::vector<std::uint32_t> current_;  // entries of the last request's blocks, front first
+  mutable std::size_t recalled_ = 0;    // where in it a block was found last
   detail::recent_requests<detail::request_so_far> under_way_;
   std::uint32_t now_ = 0;
 };

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvx/detail/huge_page_allocator.hpp>
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace kvx::detail {
+
+/// Finds the entries of a history by their keys: buckets of a cache line, each ten entries and 16 bits of their hashes.
+///
+/// The hashes of a bucket are compared together: where in it something is, which no processor could predict, decides no
+/// branch, and an entry is only looked at when it is the one. What a full bucket has no room for is in one behind it.
+/// Of several entries with the same key it finds the one that came last.
+/// Cost    O(1): mostly one cache miss; 11 bytes per entry, allocation only in the constructor
+class key_table {
+ public:
+  static constexpr std::uint32_t none = 0xFFFF'FFFFU;
+
+  explicit key_table(std::size_t entries) : buckets_(entries / load + 2) {}
+
+  [[nodiscard]] static std::uint32_t hash(std::uint64_t key) noexcept {
+    key = (key ^ (key >> 32U)) * 0x9E37'79B9'7F4A'7C15U;
+    return static_cast<std::uint32_t>(key ^ (key >> 32U));
+  }
+  void prefetch(std::uint32_t hash) const noexcept { __builtin_prefetch(&buckets_[home(hash)]); }
+
+  /// The first entry of about this hash for which `is(entry)`, `none` where there is none.
+  template <class Is>
+  [[nodiscard]] std::uint32_t find(std::uint32_t hash, Is&& is) const noexcept {
+    for (std::size_t at = home(hash);; at = next(at)) {
+      const bucket& b = buckets_[at];
+      for (std::uint64_t left = b.places_of(tag(hash)); left != 0; left &= left - 1)
+        if (const std::uint32_t entry = b.entries[place(left)]; is(entry)) return entry;
+      if (b.passed == 0) return none;
+    }
+  }
+  void insert(std::uint32_t hash, std::uint32_t entry) noexcept {
+    std::size_t at = home(hash);
+    // Of two with one key the later one takes the place that is looked at first.
+    if (const std::uint64_t same = buckets_[at].places_of(tag(hash)); same != 0)
+      if (const std::uint64_t room = buckets_[at].places_of(0); room == 0 || place_order(same) < place_order(room))
+        std::swap(buckets_[at].entries[place(same)], entry);
+    std::uint64_t room = buckets_[at].places_of(0);
+    for (; room == 0; room = buckets_[at].places_of(0)) {
+      ++buckets_[at].passed;
+      at = next(at);
+    }
+    buckets_[at].entries[place(room)] = entry;
+    buckets_[at].set(place(room), tag(hash));
+  }
+  /// Precondition: the entry is in it.
+  void erase(std::uint32_t hash, std::uint32_t entry) noexcept {
+    for (std::size_t at = home(hash);; at = next(at)) {
+      bucket& b = buckets_[at];
+      for (std::uint64_t left = b.places_of(tag(hash)); left != 0; left &= left - 1) {
+        if (b.entries[place(left)] != entry) continue;
+        b.set(place(left), 0);
+        return;
+      }
+      --b.passed;
+    }
+  }
+
+ private:
+  static constexpr std::size_t ways = 10;
+  static constexpr std::size_t load = 6;
+  static constexpr std::uint64_t each = 0x0001'0001'0001'0001U;
+
+  struct alignas(64) bucket {
+    std::array<std::uint64_t, 2> tags{};  // four in a word; 0: no entry
+    std::uint32_t last_tags = 0;
+    std::uint32_t passed = 0;  // entries that would be here if there had been room, here or in those before it
+    std::array<std::uint32_t, ways> entries{};
+
+    /// A bit for each place of a tag: see place(). Behind a right one in a word, one of a tag that differs in the
+    /// last bit alone may be set too.
+    [[nodiscard]] std::uint64_t places_of(std::uint16_t tag) const noexcept {
+      const std::uint64_t wanted = each * tag;
+      return (zeros(tags[0] ^ wanted) >> 15U) | (zeros(tags[1] ^ wanted) >> 14U) |
+             ((zeros((std::uint64_t{last_tags} ^ wanted)) & 0x8000'8000U) >> 13U);
+    }
+    void set(std::size_t at, std::uint16_t tag) noexcept {
+      const std::size_t shift = at % 4 * 16;
+      if (at < 8)
+        tags[at / 4] = (tags[at / 4] & ~(std::uint64_t{0xFFFF} << shift)) | std::uint64_t{tag} << shift;
+      else
+        last_tags = (last_tags & ~(0xFFFFU << shift)) | std::uint32_t{tag} << shift;
+    }
+    [[nodiscard]] static std::uint64_t zeros(std::uint64_t word) noexcept {
+      return (word - each) & ~word & each << 15U;
+    }
+  };
+  static_assert(sizeof(bucket) == 64);
+
+  [[nodiscard]] static int place_order(std::uint64_t places) noexcept { return std::countr_zero(places); }
+  [[nodiscard]] static std::size_t place(std::uint64_t places) noexcept {
+    const auto first = static_cast<std::size_t>(std::countr_zero(places));
+    return first % 16 * 4 + first / 16;
+  }
+  [[nodiscard]] static std::uint16_t tag(std::uint32_t hash) noexcept {
+    const std::uint32_t low = hash & 0xFFFFU;
+    return static_cast<std::uint16_t>(low > 1 ? low : low + 2);  // so that none is taken for a free place
+  }
+  [[nodiscard]] std::size_t home(std::uint32_t hash) const noexcept {
+    return static_cast<std::size_t>((std::uint64_t{hash} * buckets_.size()) >> 32U);
+  }
+  [[nodiscard]] std::size_t next(std::size_t at) const noexcept { return at + 1 != buckets_.size() ? at + 1 : 0; }
+
+  std::vector<bucket, huge_page_allocator<bucket>> buckets_;
+};
+
+}  // namespace kvx::detail
