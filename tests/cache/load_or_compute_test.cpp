@@ -80,6 +80,7 @@ TEST_CASE("what loads slower than it computes is left out of the plan") {
   f.cache.report_prefill(1000, 1000s);
   f.read();
   CHECK(f.cache.match(f.chain).blocks() == blocks);
+  CHECK(f.cache.stats().storage_read_bytes_per_second > 0);
   for (int i = 0; i < 100; ++i) f.cache.report_prefill(1000, 1ns);
   CHECK(f.from_storage() == 0);
   for (int i = 0; i < 100; ++i) f.cache.report_prefill(1000, 1000s);

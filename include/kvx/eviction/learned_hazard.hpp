@@ -31,8 +31,9 @@ namespace kvx {
 ///
 /// Used without access(), by insert and touch alone, it learns from uses and ages only, and refuses nothing.
 /// Thread  one caller at a time
-/// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 45 bytes per
-///         block of history, which has nine blocks per slot and is paid for as blocks come; about 500 KiB beside it
+/// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 43 bytes per
+///         block of history, which has nine blocks per slot and is paid for as blocks come, and 24 for those of a
+///         request that are of one kind; 56 bytes per slot, and about 500 KiB
 /// Source  docs/decisions/0012-learned-hazard.md
 class learned_hazard {
  public:
