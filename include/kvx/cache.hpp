@@ -29,7 +29,7 @@ namespace kvx {
 /// Stream  load and save take the engine's; nothing synchronises with the host
 /// Errors  the constructor throws kvx::error; after it no call throws but for lack of host memory
 /// Cost    two threads, the I/O backend's threads, options::memory_bytes; for each block that fits into memory and
-///         storage about 64 bytes, what Eviction takes per slot (learned_hazard 450 bytes, lru 8) and up to 9 more
+///         storage about 64 bytes, what Eviction takes per slot (learned_hazard 470 bytes, lru 8) and up to 9 more
 ///
 /// Admission decides per tier which saved blocks are worth a slot; with `always` nobody is asked.
 template <kv_layout Layout, hasher Hasher, eviction_policy Eviction, io_backend Io, class Transfer,

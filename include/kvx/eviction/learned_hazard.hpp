@@ -33,7 +33,7 @@ namespace kvx {
 /// Thread  one caller at a time
 /// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 43 bytes per
 ///         block of history, which has nine blocks per slot and is paid for as blocks come, and 24 for those of a
-///         request that are of one kind; 56 bytes per slot, and about 500 KiB
+///         request that are of one kind, eight as a rule; 56 bytes per slot, and about 500 KiB
 /// Source  docs/decisions/0012-learned-hazard.md
 class learned_hazard {
  public:
