@@ -246,6 +246,38 @@ TEST_CASE("a small load behind a long one takes the fast lane, and both arrive")
   CHECK(t.engine.intact());
 }
 
+TEST_CASE("staging memory that goes round is filled again only when it was emptied") {
+  // A copy for each piece: with more of them no copy ever overtakes a kernel by a whole round.
+  kvx::cuda_transfer_options with;
+  with.kernels = kvx_gpu::kernels();
+  with.load_costs = with.save_costs = kvx::cuda_costs{};
+  with.technique = cuda_technique::staged;
+  with.staging_pieces = 2;
+  with.staging_bytes = with.staging_pieces * 65'536;
+  toy_group group;
+  group.layers = 8;
+  group.fragment_bytes = 32'768;
+  group.page_count = 16;
+  for (std::uint64_t seed = 1; seed <= chosen::seeds; ++seed) {
+    bench_top<chosen> t{one_group(group), 0, 4, seed};
+    kvx::cuda_transfer engine(with);
+    const auto arena = static_cast<std::size_t>(t.slots.payload(3) - t.slots.payload(0)) + 16 * 32'768;
+    REQUIRE(engine.register_arena({t.slots.payload(0), arena}).ok());
+    const auto to = t.copies(t.to);
+    auto loaded = engine.load(t.engine.layout(), {0, t.slots.offsets, to}, t.stream);
+    REQUIRE(loaded.ok());
+    loaded->wait();
+    t.expect_loaded(t.to);
+    CHECK(t.engine.intact());
+    const auto from = t.copies(t.from);
+    auto saved = engine.save(t.engine.layout(), {0, t.slots.offsets, from}, t.stream);
+    REQUIRE(saved.ok());
+    saved->wait();
+    t.expect_saved(t.from);
+    CHECK(t.slots.intact());
+  }
+}
+
 TEST_CASE("threads that never chose a device start nothing on device 0, and leave others' captures alone") {
   const on_second_device there;
   {
