@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,10 +15,10 @@ namespace kvx_replay {
 
 namespace {
 
-constexpr double panel_width = 720;
+constexpr double panel_width = 780;
 constexpr double panel_height = 420;
-constexpr double left = 64;
-constexpr double right = 190;  // the legend
+constexpr double left = 76;
+constexpr double right = 240;  // the legend
 constexpr double top = 40;
 constexpr double bottom = 48;
 
@@ -71,32 +72,50 @@ class panel {
 
   void draw(std::string& out) const {
     append(out, "<text x=\"%g\" y=\"%g\" font-size=\"15\">", left, offset_ + 24);
-    out.append(escaped(of_.name)).append("</text>\n");
+    out.append(escaped(std::filesystem::path(of_.name).filename().string())).append("</text>\n");
     grid(out);
-    // The optimum last, so that no line hides it.
-    std::vector<std::string> order = of_.policies;
-    std::stable_partition(order.begin(), order.end(), [](const std::string& name) { return name != "optimum"; });
-    for (std::size_t i = 0; i < order.size(); ++i) line(out, order[i], i);
-    legend(out, order);
+    const std::vector<style> lines = styles();
+    for (const style& each : lines) line(out, each);
+    legend(out, lines);
   }
 
  private:
+  struct style {
+    std::string policy;
+    const char* color = "";
+    const char* dashes = "";
+    double mean = 0;
+  };
+
+  // The worst first: so the best lines hide the others, and the optimum none.
+  [[nodiscard]] std::vector<style> styles() const {
+    constexpr std::array<const char*, 10> colors{"#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd",
+                                                 "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f"};
+    constexpr std::array<const char*, 3> dashes{"none", "7,4", "2,4,7,4"};
+    std::vector<style> out;
+    std::size_t place = 0;
+    for (const std::string& policy : of_.policies) {
+      style one{policy, "#000000", "2,3", 0};
+      if (policy != "optimum") {
+        one.color = colors[place % colors.size()];
+        one.dashes = dashes[place / colors.size() % dashes.size()];
+        ++place;
+      }
+      for (const cell& c : of_.cells) {
+        if (c.policy == policy) one.mean += of_.hit_ratio(c) / static_cast<double>(of_.capacities.size());
+      }
+      out.push_back(std::move(one));
+    }
+    std::stable_sort(out.begin(), out.end(), [](const style& a, const style& b) { return a.mean < b.mean; });
+    return out;
+  }
+
   [[nodiscard]] double x(double percent) const {
     return left + (panel_width - left - right) * std::log(percent / smallest_) / std::log(largest_ / smallest_);
   }
   [[nodiscard]] double y(double ratio) const {
     return offset_ + panel_height - bottom - (panel_height - top - bottom) * ratio / highest_;
   }
-  static std::string color(const std::string& policy, std::size_t place) {
-    constexpr std::array<const char*, 10> colors{"#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd",
-                                                 "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f"};
-    return policy == "optimum" ? "#000000" : colors[place % colors.size()];
-  }
-  static const char* dashes(const std::string& policy, std::size_t place) {
-    if (policy == "optimum") return "2,3";
-    return place < 10 ? "none" : "7,4";
-  }
-
   void grid(std::string& out) const {
     for (int i = 0; i * step_ <= highest_ + step_ / 2; ++i) {
       const double value = i * step_;
@@ -110,33 +129,36 @@ class panel {
     }
     append(out, "<text x=\"%g\" y=\"%g\" text-anchor=\"middle\">capacity, of the distinct blocks</text>\n",
            (left + panel_width - right) / 2, offset_ + panel_height - 10);
+    const double middle = offset_ + (top + panel_height - bottom) / 2;
+    append(out, "<text transform=\"translate(18 %g) rotate(-90)\" text-anchor=\"middle\">prefix hit ratio</text>\n",
+           middle);
   }
 
-  void line(std::string& out, const std::string& policy, std::size_t place) const {
+  void line(std::string& out, const style& of) const {
     std::vector<std::pair<double, double>> points;
     for (const cell& c : of_.cells) {
-      if (c.policy == policy) points.emplace_back(x(c.percent), y(of_.hit_ratio(c)));
+      if (c.policy == of.policy) points.emplace_back(x(c.percent), y(of_.hit_ratio(c)));
     }
     std::sort(points.begin(), points.end());
-    append(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" stroke-dasharray=\"%s\" points=\"",
-           color(policy, place).c_str(), dashes(policy, place));
+    append(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" stroke-dasharray=\"%s\" points=\"", of.color,
+           of.dashes);
     for (const auto& [px, py] : points) append(out, "%.1f,%.1f ", px, py);
     out.append("\"/>\n");
     for (const auto& [px, py] : points) {
-      append(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", px, py, color(policy, place).c_str());
+      append(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", px, py, of.color);
     }
   }
 
-  void legend(std::string& out, const std::vector<std::string>& order) const {
+  // In the order of the lines, the best on top.
+  void legend(std::string& out, const std::vector<style>& lines) const {
     double at = offset_ + top + 6;
-    // As the lines are on top of each other: the optimum first.
-    for (std::size_t i = order.size(); i-- > 0; at += 18) {
+    for (std::size_t i = lines.size(); i-- > 0; at += 18) {
       append(
           out,
           "<line x1=\"%g\" y1=\"%g\" x2=\"%g\" y2=\"%g\" stroke=\"%s\" stroke-width=\"2\" stroke-dasharray=\"%s\"/>\n",
-          panel_width - right + 16, at, panel_width - right + 44, at, color(order[i], i).c_str(), dashes(order[i], i));
-      append(out, "<text x=\"%g\" y=\"%g\">", panel_width - right + 50, at + 4);
-      out.append(escaped(order[i])).append("</text>\n");
+          panel_width - right + 16, at, panel_width - right + 56, at, lines[i].color, lines[i].dashes);
+      append(out, "<text x=\"%g\" y=\"%g\">", panel_width - right + 62, at + 4);
+      out.append(escaped(lines[i].policy)).append("</text>\n");
     }
   }
 
