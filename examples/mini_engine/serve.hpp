@@ -39,8 +39,9 @@ struct request {
   // Called while the request is served; may be empty.
   std::function<void(token_id)> on_token;
   std::function<void(std::span<const float>)> on_logits;  // of every generated token
-  std::function<void(std::size_t blocks)> on_loaded;      // the cached blocks are in the pages, nothing is computed yet
-  std::function<void(std::size_t tokens)> on_finished;    // KV of so many tokens is in the pages, which go next
+  // The cached blocks are in the pages, and nothing is computed yet: not called where computing began before that.
+  std::function<void(std::size_t blocks)> on_loaded;
+  std::function<void(std::size_t tokens)> on_finished;  // KV of so many tokens is in the pages, which go next
 
   sequence kv;  // the engine's pages, while the request is served
   std::vector<token_id> output;

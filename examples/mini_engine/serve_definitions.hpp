@@ -104,7 +104,9 @@ void basic_server<Engine, Stream>::request_stretch(flight& f) {
   const double whole = cost_.seconds(0, tokens);
   const std::chrono::duration<double> left = f.wait_until - std::chrono::steady_clock::now();
   const bool first = f.of->cached_tokens == 0 && f.loaded_blocks == f.computed / cache_->block_tokens();
-  const double patience = first && whole > 0 ? std::max(0.0, left.count() / whole) : kvx::load_race::default_patience;
+  // An engine that cannot be stopped has no later chance than this.
+  const double least = stoppable_engine<Engine> ? 0 : kvx::load_race::default_patience;
+  const double patience = first && whole > 0 ? std::max(least, left.count() / whole) : kvx::load_race::default_patience;
   f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens(), patience);
 }
 
@@ -176,6 +178,7 @@ bool basic_server<Engine, Stream>::step() {
     logits = engine_.forward(steps, wait_layer, alone ? stop_test(lost) : stop_test());
     if (logits == nullptr) {
       figures_.prefilled_tokens -= steps[0].tokens.size();
+      --figures_.steps;
       return true;
     }
   } else {
@@ -212,6 +215,7 @@ void basic_server<Engine, Stream>::take_arrived(flight& f) {
   f.loads.push_back(
       cache_->load(f.plan, pages.subspan(f.loaded_blocks, ready - f.loaded_blocks), stream_, f.loaded_blocks));
   f.loaded_blocks = f.loads.back().loaded_blocks();
+  f.of->load_seconds = seconds_since(f.matched);
 }
 
 template <class Engine, class Stream>
@@ -223,10 +227,9 @@ void basic_server<Engine, Stream>::end_arriving(flight& f) {
   const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
   if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
   f.computed = std::max(f.computed, loaded_tokens);
-  f.of->load_seconds += seconds_since(f.matched);
-  if (f.of->on_loaded) {
+  if (f.of->on_loaded && !f.started && f.of->cached_tokens != 0) {
     for (const auto& load : f.loads) load.wait();
-    f.of->on_loaded(f.loaded_blocks);
+    std::exchange(f.of->on_loaded, {})(f.loaded_blocks);
   }
 }
 
@@ -246,7 +249,7 @@ template <class Engine, class Stream>
 void basic_server<Engine, Stream>::follow_race(flight& f) {
   const std::size_t done_blocks = f.computed / f.plan.block_tokens;
   f.loaded_blocks = std::max(f.loaded_blocks, done_blocks);
-  const bool overtaken = !f.in_prefill() || done_blocks >= f.stretch_end;
+  const bool overtaken = done_blocks >= f.stretch_end;
   if (!overtaken && !f.stretch.done()) return begin_race(f);
   f.racing = false;
   end_arriving(f);
@@ -312,6 +315,11 @@ void basic_server<Engine, Stream>::account(flight& f, std::size_t tokens, const 
   f.computed += tokens;
   if (of.restart_at != 0 && f.computed >= of.restart_at) f.computed = std::exchange(of.restart_at, 0);
   if (!f.in_prefill()) {
+    if (f.racing) {  // lost by storage
+      f.racing = false;
+      f.stretch.cancel();
+      f.stretch = {};
+    }
     const std::span<const float> row(logits, engine_.config().vocabulary);
     const token_id next = of.choose.sample(row);
     if (of.output.empty()) of.ttft_seconds = seconds_since(of.submitted);

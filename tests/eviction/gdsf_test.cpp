@@ -28,6 +28,14 @@ TEST_CASE("gdsf: of blocks used alike, the one that is cheaper to compute again 
   for (const kvx::slot_index expected : {1U, 3U, 2U, 0U}) CHECK(policy.evict(free_to_go) == expected);
 }
 
+TEST_CASE("gdsf: a block is worth what hangs on it") {
+  kvx::gdsf policy(3, 1000);
+  const std::vector<kvx::eviction_entry> prompt{{1, 1, 10'000}, {0, 0, 0}};
+  policy.insert(prompt);
+  put(policy, 2, 5000);
+  for (const kvx::slot_index expected : {2U, 1U, 0U}) CHECK(policy.evict(free_to_go) == expected);
+}
+
 TEST_CASE("gdsf: uses weigh as much as cost") {
   kvx::gdsf policy(3, 1000);
   put(policy, 0, 0);

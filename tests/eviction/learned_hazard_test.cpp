@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conformance.hpp"
 
+#include <kvx/detail/key_table.hpp>
 #include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/eviction/lru.hpp>
 
@@ -265,6 +266,38 @@ TEST_CASE("learned_hazard: news of a session leaves blocks alone that another on
   tier.policy.advise(request_blocks{77, 78}, news);  // never heard of
   tier.request(yours);
   CHECK(tier.keys().size() == 5);
+}
+
+TEST_CASE("learned_hazard: blocks in a row that have one key are one") {
+  // A cache's policies see 64 bits of a key, of which an engine's own may be longer.
+  small_tier<kvx::learned_hazard> tier(8);
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    std::vector<kvx::eviction_entry> blocks;
+    for (const std::uint64_t key : {6U, 5U, 5U, 4U, 4U, 4U}) blocks.push_back({kvx::no_slot, key + 10 * (i % 7)});
+    kvx::eviction_request request;
+    request.blocks = blocks;
+    request.id = i / 2;
+    tier.policy.access(request);
+    tier.request({1000 + i % 5, 2000 + i % 11});
+  }
+  CHECK(tier.keys().size() == 8);
+}
+
+TEST_CASE("a look-up in a table ends, whatever was in it before") {
+  constexpr std::size_t buckets = 12, ways = 10;
+  kvx::detail::key_table table((buckets - 2) * 6);
+  // Fills each bucket and lets one pass on, which stays when the others go.
+  const auto hash_in = [&](std::size_t bucket, std::uint32_t which) {
+    return static_cast<std::uint32_t>((std::uint64_t{bucket} << 32U) / buckets) + 100 + which;
+  };
+  for (std::size_t bucket = 0; bucket < buckets; ++bucket) {
+    const auto entry = [&](std::size_t which) { return static_cast<std::uint32_t>(bucket * 100 + which); };
+    for (std::uint32_t i = 0; i <= ways; ++i) table.insert(hash_in(bucket, i), entry(i));
+    const std::size_t fit = bucket == 0 ? ways : ways - 1;  // one came from the bucket before
+    for (std::uint32_t i = 0; i < fit; ++i) table.erase(hash_in(bucket, i), entry(i));
+  }
+  CHECK(table.find(hash_in(3, 5000), [](std::uint32_t) { return true; }) == kvx::detail::key_table::none);
+  CHECK(table.find(hash_in(3, ways), [](std::uint32_t entry) { return entry == 300 + ways; }) == 300 + ways);
 }
 
 TEST_CASE("learned_hazard: one request told of in parts counts its blocks once") {

@@ -127,7 +127,8 @@ class block_writer {
                g.index.storage_busy(node) || g.index.lease(node) > today;
       });
       if (victim == no_slot) {
-        g.no_place_before = now + state_type::no_victim_pause;
+        // What only this write must leave alone, others may have at once.
+        if (front == no_node) g.no_place_before = now + state_type::no_victim_pause;
         return;
       }
       state_.drop_storage(g, g.storage->node_of(victim));

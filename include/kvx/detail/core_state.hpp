@@ -222,7 +222,7 @@ struct core_state {
   [[nodiscard]] slot_index take_memory_slot(group_type& g, io_class purpose, clock::time_point now,
                                             const slot_use& with = {}) {
     // A save adds a node. Parents that are gone, but kept by their cached children, may have taken those left.
-    const bool needs_node = purpose == io_class::save && g.index.size() >= g.most_nodes();
+    const bool needs_node = purpose == io_class::save && !g.has_node();
     if (g.memory.free_slots() == 0 || needs_node) {
       if (purpose == io_class::save && now < g.no_slot_before) return no_slot;
       const std::uint32_t today = lease_clock(now);
@@ -249,7 +249,8 @@ struct core_state {
       if (victim == no_slot && with.to_storage && !needs_node)
         victim = evict_parent([&](node_id node) { return g.index.lease(node) > today; });
       if (victim == no_slot) {
-        if (purpose == io_class::save) g.no_slot_before = now + no_victim_pause;
+        // What only this save must leave alone, others may have at once.
+        if (purpose == io_class::save && with.front == no_node) g.no_slot_before = now + no_victim_pause;
         return no_slot;
       }
       drop_memory(g, victim);

@@ -84,6 +84,7 @@ struct group_state {
   [[nodiscard]] std::size_t most_nodes() const noexcept {
     return memory.capacity() + (storage ? storage->capacity() : 0);
   }
+  [[nodiscard]] bool has_node() const noexcept { return index.size() < most_nodes(); }
   /// Whether a block is in any tier, or on its way there.
   [[nodiscard]] bool cached(node_id node) const noexcept {
     return node != no_node && (index.memory_slot(node) != no_slot || index.storage_slot(node) != no_slot);
@@ -123,11 +124,17 @@ struct group_state {
     const node_id parent = index.parent(node);
     storage->publish(entry_of(place, node, block), {request, parent == no_node ? no_slot : index.storage_slot(parent)});
   }
-  /// What policies are told of a key.
+  /// What policies are told of a key: of all its bytes, since engines' own keys need not differ in the first. Zeros at
+  /// the end change nothing.
   template <class Key>
   [[nodiscard]] static std::uint64_t bits_of(const Key& key) noexcept {
-    std::uint64_t bits = 0;
-    std::memcpy(&bits, key.bytes.data(), sizeof bits);
+    static_assert(sizeof key.bytes % sizeof(std::uint64_t) == 0);
+    std::uint64_t bits = 0, factor = 1;
+    for (std::size_t at = 0; at < sizeof key.bytes; at += sizeof bits, factor *= 0x9E37'79B9'7F4A'7C15U) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, key.bytes.data() + at, sizeof word);
+      bits ^= word * factor;
+    }
     return bits;
   }
 

@@ -20,7 +20,7 @@ namespace kvx::detail {
 /// values, and a tree over the classes the least of all. A block with children among the chosen is in no queue, and
 /// comes back when the last of them leaves. Leaves that were used at the same time and are of the same class are peers:
 /// a ring of those in a queue, so that they can be moved together when they grow older.
-/// Cost    O(1) but for the tree's 8 steps when the least of a class changes; 36 bytes per block
+/// Cost    O(1) but for the tree's 8 steps when the least of a class changes; 40 bytes per block
 class ranked_blocks {
  public:
   using id = std::uint32_t;
@@ -189,8 +189,8 @@ class ranked_blocks {
     id next_peer = none;
     std::uint32_t entry = 0;  // or the next free block
     std::uint32_t children = 0;
-    std::uint16_t life = 0;
-    std::uint16_t parent_life = 0;
+    std::uint32_t life = 0;
+    std::uint32_t parent_life = 0;
     std::uint16_t queued : 1 = 0;
     std::uint16_t cell : 15 = 0;
   };

@@ -82,15 +82,18 @@ class saver {
     node_id front = front_of(g, made);
     const bool found = g.cached(front);
     // What nothing leads to may have a slot that is free, but no other block's; and what leads to it stays somewhere.
-    const bool of_use = found || !g.chained || block == 0 || g.memory.free_slots() != 0;
+    const bool of_use = found || !g.chained || block == 0 || (g.memory.free_slots() != 0 && g.has_node());
     const bool only_here = found && g.chained && g.index.storage_slot(front) == no_slot;
+    // Storage takes nothing behind a block that it neither has nor will have.
+    const bool passes =
+        to_storage && state_.saves_breaker.closed() && (!only_here || g.memory.dirty(g.index.memory_slot(front)));
     const slot_index slot =
-        of_use ? state_.take_memory_slot(g, io_class::save, now, {only_here ? front : no_node, to_storage}) : no_slot;
+        of_use ? state_.take_memory_slot(g, io_class::save, now, {only_here ? front : no_node, passes}) : no_slot;
     if (slot == no_slot) {
       state_.drop(*ticket, entry);
       return std::nullopt;
     }
-    if (!found) front = front_of(g, made);  // it may have gone with the block that gave its slot
+    front = front_of(g, made);  // it may have gone with the block that gave its slot, or have been that block
     const node_id node = g.index.insert(key, front);
     if (node == no_node) {  // parents that are gone, kept by their cached children, fill the index
       g.memory.release(slot);

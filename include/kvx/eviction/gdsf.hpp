@@ -35,18 +35,20 @@ class gdsf {
       : lists_(slots, levels + 1), states_(slots), double_at_(std::max(double_at, 1U)) {}
 
   void insert(std::span<const eviction_entry> entries) noexcept {
+    std::size_t behind = 0;
     for (const eviction_entry& entry : entries) {
       const std::uint64_t cost = grain + std::uint64_t{entry.past_tokens} * grain / double_at_;
       states_[entry.slot] = {static_cast<std::uint16_t>(std::min<std::uint64_t>(cost, levels - 1)), 1};
-      lists_.push_newest(raise(entry.slot), entry.slot);
+      lists_.push_newest(raise(entry.slot, behind), entry.slot);
     }
     size_ += entries.size();
   }
   void touch(std::span<const slot_index> slots) noexcept {
+    std::size_t behind = 0;
     for (const slot_index slot : slots) {
       std::uint16_t& uses = states_[slot].uses;
       if (uses < most_uses) ++uses;
-      lists_.move_to_newest(raise(slot), slot);
+      lists_.move_to_newest(raise(slot, behind), slot);
     }
   }
   void erase(slot_index slot) noexcept {
@@ -91,9 +93,11 @@ class gdsf {
   };
 
   // The list for a slot's value. The wheel turns below all of them: what is on it is at most a turn ahead of the age.
-  std::size_t raise(slot_index slot) noexcept {
-    const std::size_t worth = std::min<std::size_t>(std::size_t{states_[slot].cost} * states_[slot].uses, levels - 1);
-    const std::size_t level = (age_ + worth) % levels;
+  // A block is worth no less than those `behind` it, before which it cannot go.
+  std::size_t raise(slot_index slot, std::size_t& behind) noexcept {
+    const std::size_t worth = std::size_t{states_[slot].cost} * states_[slot].uses;
+    behind = std::min(std::max(worth, behind), levels - 1);
+    const std::size_t level = (age_ + behind) % levels;
     filled_[level / word_bits] |= std::uint64_t{1} << (level % word_bits);
     return level;
   }

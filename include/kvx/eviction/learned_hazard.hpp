@@ -33,7 +33,7 @@ namespace kvx {
 /// Thread  one caller at a time
 /// Cost    access: amortised O(1) per block; evict: amortised O(1), O(slots) where every leaf is in use; 43 bytes per
 ///         block of history, which has nine blocks per slot and is paid for as blocks come, and 24 for those of a
-///         request that are of one kind, eight as a rule; 56 bytes per slot, and about 500 KiB
+///         request that are of one kind, eight as a rule; 60 bytes per slot, and about 500 KiB
 /// Source  docs/decisions/0012-learned-hazard.md
 class learned_hazard {
  public:
@@ -71,7 +71,8 @@ class learned_hazard {
       const std::uint64_t key = request.blocks[count - 1 - i].key;
       std::uint32_t& e = current_[i];
       if (e != none && history_.key(e) != key) e = none;  // forgotten for one of those before it
-      if (e == none || !goes_on || history_.last(e) < so_far.began) {
+      // Two blocks in a row of one key are one.
+      if (e == none || (e != ahead && (!goes_on || history_.last(e) < so_far.began))) {
         traits.last_of_request = i + 1 == count;
         traits.gap = e != none ? history_.age(e) + 1U : so_far.gap;
         if (e == none) {

@@ -119,9 +119,13 @@ class slot_orders {
   void remember(slot_index slot, std::uint32_t expires) {
     // Those of slots that were given up since are only thrown out when their time comes, or here.
     if (deadlines_.size() == 2 * slots_) {
-      std::erase_if(deadlines_, [this](const deadline& d) { return orders_[d.second].asked.expires != d.first; });
-      std::sort(deadlines_.begin(), deadlines_.end());  // a heap, the earliest in front
-      deadlines_.erase(std::unique(deadlines_.begin(), deadlines_.end()), deadlines_.end());
+      deadlines_.clear();
+      for (std::size_t i = 0; i < slots_; ++i) {
+        if (orders_[i].asked.expires != 0 && !orders_[i].first)
+          deadlines_.emplace_back(orders_[i].asked.expires, static_cast<slot_index>(i));
+      }
+      std::make_heap(deadlines_.begin(), deadlines_.end(), later);
+      return;  // this one's is among them
     }
     deadlines_.emplace_back(expires, slot);
     std::push_heap(deadlines_.begin(), deadlines_.end(), later);
