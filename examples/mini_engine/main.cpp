@@ -152,7 +152,9 @@ int main(int argc, char** argv) {
   app.add_option("--json", o.json, "write the figures to a file");
   app.add_flag("--progress", o.progress, "show progress even where standard error is no terminal");
   app.add_flag("--compare-child", o.compare_child)->group("");
-  app.add_option("--swap-block", o.swap_block)->group("");  // I:J, with --compare: a wrong block, which must be noticed
+  app.add_option("--swap-block", o.swap_block)
+      ->group("")
+      ->needs("--always-load");  // I:J, with --compare: a wrong block, which must be noticed
   CLI11_PARSE(app, argc, argv);
   try {
     if (o.cache.io == io_kind::automatic && !o.cache.directory.empty() && !o.no_cache && !o.compare_child &&

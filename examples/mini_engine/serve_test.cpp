@@ -217,27 +217,57 @@ TEST_CASE("a stall in the middle of a load costs the deadline at most, even for 
 
 namespace {
 
-/// The engine, which lets storage go in the middle of its first step.
+/// The engine, in whose first step that can be stopped something happens, of which it is told when it has computed a
+/// layer.
 struct overtaken_engine {
   transformer& engine;
-  kvx::fault_control& storage;
+  std::function<void()> happens;
   std::size_t steps_left = 0;  // undone
 
   const float* forward(std::span<const step> steps, const layer_hook& before_attention, const stop_test& stop = {}) {
-    if (!stop || steps_left != 0) return engine.forward(steps, before_attention);
-    storage.disarm();
-    storage.release_all();
-    const auto until = std::chrono::steady_clock::now() + patience;
-    while (!stop(1) && std::chrono::steady_clock::now() < until) std::this_thread::yield();
-    REQUIRE(stop(1));
+    if (!stop || !happens) return engine.forward(steps, before_attention);
+    const float* const logits = engine.forward(steps, before_attention, [&](std::size_t layers) {
+      if (happens) std::exchange(happens, {})();
+      const auto until = std::chrono::steady_clock::now() + patience;
+      while (!stop(layers) && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+      return stop(layers);
+    });
+    CHECK(logits == nullptr);
     ++steps_left;
-    return nullptr;
+    return logits;
   }
   paged_kv& kv() { return engine.kv(); }
   const model_config& config() const { return engine.config(); }
   std::size_t max_rows() const { return engine.max_rows(); }
   std::size_t logits_stride() const { return engine.logits_stride(); }
 };
+
+/// The engine, whose steps cannot be stopped.
+struct unstoppable_engine {
+  transformer& engine;
+
+  const float* forward(std::span<const step> steps, const layer_hook& before_attention) {
+    return engine.forward(steps, before_attention);
+  }
+  paged_kv& kv() { return engine.kv(); }
+  const model_config& config() const { return engine.config(); }
+  std::size_t max_rows() const { return engine.max_rows(); }
+  std::size_t logits_stride() const { return engine.logits_stride(); }
+};
+static_assert(!stoppable_engine<unstoppable_engine>);
+
+/// Serves a request and keeps digests of its pages.
+template <class Engine>
+single_run collected(basic_server<Engine, kvx::host_stream>& server, engine& e, request& r) {
+  single_run run;
+  collect(
+      server, r, 16, {chunk, false, std::nullopt},
+      [&](const std::vector<page_id>& pages, std::size_t full) {
+        return digests_of_pages(e.kv, e.weights.config.layers, pages, full);
+      },
+      [](page_id, page_id) {}, run);
+  return run;
+}
 
 }  // namespace
 
@@ -250,14 +280,91 @@ TEST_CASE("a prompt is computed while its blocks arrive, until they are there") 
   std::optional<opening_cache> cache;
   f.open_in(cache);
   REQUIRE(cache->wait_for(patience) != nullptr);
-  overtaken_engine engine{f.e.compute, *f.control};
+  overtaken_engine engine{f.e.compute, [&f] {
+                            f.control->disarm();
+                            f.control->release_all();
+                          }};
   request r = fixture::ask();
   basic_server<overtaken_engine, kvx::host_stream> one(engine, f.e.cost, &*cache, chunk);
-  one.submit(r);
-  one.run();
+  const single_run warm = collected(one, f.e, r);
   CHECK(engine.steps_left == 1);
-  CHECK(r.output == cold.result.tokens);
+  CHECK(warm.result == cold.result);
   CHECK(r.cached_tokens == (prompt_tokens - 1) / 16 * 16);
+  CHECK(one.figures().prefilled_tokens == prompt_tokens - r.cached_tokens);
+  CHECK(one.figures().steps == generated);
+  CHECK(r.load_seconds < r.ttft_seconds);
+}
+
+TEST_CASE("of a prompt that storage loses, only what was loaded counts as loading") {
+  fixture f;
+  f.save();
+  for (const std::uint64_t first : {std::uint64_t{1}, std::uint64_t{40}}) {
+    f.control->arm({.kind = kvx::fault_kind::never,
+                    .scope = kvx::fault_scope::reads,
+                    .first = first,
+                    .count = kvx::fault_rule::for_ever});
+    std::optional<opening_cache> cache;
+    f.open_in(cache);
+    REQUIRE(cache->wait_for(patience) != nullptr);
+    request r = fixture::ask();
+    r.tokens = 1;
+    server one(f.e.compute, f.e.cost, &*cache, chunk);
+    one.submit(r);
+    one.run();
+    CHECK(r.done);
+    CHECK(r.cached_tokens < prompt_tokens / 2);
+    CHECK((r.load_seconds > 0) == (r.cached_tokens > 0));
+    CHECK(r.load_seconds < r.ttft_seconds);
+    f.control->disarm();
+    f.control->release_all();
+  }
+}
+
+TEST_CASE("a cache that opens within a chunk takes over") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::promise<void> go;
+  opening_cache cache(
+      [&f, may = go.get_future().share()](const auto& memory_is_there) {
+        memory_is_there();
+        may.wait();
+        return f.open();
+      },
+      f.settings.memory_bytes);
+  overtaken_engine engine{f.e.compute, [&] { go.set_value(); }};
+  request r = fixture::ask();
+  basic_server<overtaken_engine, kvx::host_stream> one(engine, f.e.cost, &cache, chunk);
+  const single_run warm = collected(one, f.e, r);
+  CHECK(engine.steps_left == 1);
+  CHECK(warm.result == cold.result);
+  CHECK(r.cached_tokens == (prompt_tokens - 1) / 16 * 16);
+}
+
+TEST_CASE("a cache that opens between two chunks takes over from an engine that cannot be stopped") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::promise<void> go;
+  opening_cache cache(
+      [&f, may = go.get_future().share()](const auto& memory_is_there) {
+        memory_is_there();
+        may.wait();
+        return f.open();
+      },
+      f.settings.memory_bytes);
+  // Computing is said to take so long that on any machine loading is faster, and 1 % of it is enough for a first block.
+  const prefill_cost slow(chunk, 0, 0.01, 0);
+  unstoppable_engine engine{f.e.compute};
+  request r = fixture::ask();
+  basic_server<unstoppable_engine, kvx::host_stream> one(engine, slow, &cache, chunk);
+  one.submit(r);
+  while (one.figures().prefilled_tokens == 0) REQUIRE(one.step());
+  go.set_value();
+  REQUIRE(cache.wait_for(patience) != nullptr);
+  one.run();
+  CHECK(r.output == cold.result.tokens);
+  CHECK(r.cached_tokens > prompt_tokens / 2);
   CHECK(one.figures().prefilled_tokens == prompt_tokens - r.cached_tokens);
 }
 

@@ -15,8 +15,6 @@ std::uint64_t digest_of(std::span<const float> values, std::uint64_t seed) {
   return XXH3_64bits_withSeed(values.data(), values.size_bytes(), seed);
 }
 
-namespace {
-
 std::vector<std::uint64_t> digests_of_pages(paged_kv& kv, std::size_t layers, const std::vector<page_id>& pages,
                                             std::size_t blocks) {
   const std::size_t floats = kv.page_bytes() / sizeof(float);
@@ -29,6 +27,8 @@ std::vector<std::uint64_t> digests_of_pages(paged_kv& kv, std::size_t layers, co
   }
   return digests;
 }
+
+namespace {
 
 void swap_pages(paged_kv& kv, std::size_t layers, page_id a, page_id b) {
   const std::size_t floats = kv.page_bytes() / sizeof(float);

@@ -78,6 +78,10 @@ void collect(Server& served, request& from, std::size_t block_tokens, const sing
   run.result.tokens = from.output;
 }
 
+/// Digests of a sequence's first blocks.
+std::vector<std::uint64_t> digests_of_pages(paged_kv& kv, std::size_t layers, const std::vector<page_id>& pages,
+                                            std::size_t blocks);
+
 /// Memory in which the cache holds `tokens` tokens, as in kv_cache.hpp.
 inline std::uint64_t memory_for(std::size_t tokens, const engine& e) { return memory_for(tokens, e.config(), e.kv); }
 
