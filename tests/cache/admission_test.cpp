@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvx/admission/second_touch.hpp>
+#include <kvx/detail/fold_key.hpp>
 #include <kvx/kvx.hpp>
 
 #include <doctest/doctest.h>
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -82,11 +84,7 @@ struct fixture {
   cache_type cache;
 };
 
-std::uint64_t bits_of(const kvx::block_key& key) {
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, key.bytes.data(), sizeof bits);
-  return bits;
-}
+std::uint64_t bits_of(const kvx::block_key& key) { return kvx::detail::fold_key(key.bytes); }
 
 }  // namespace
 
@@ -111,6 +109,36 @@ TEST_CASE("a block that storage refuses is served from memory, and is gone after
   }
   fixture<kvx::always, up_to> f(root.path());
   CHECK(f.load(1, 41) == 6);
+}
+
+TEST_CASE("policies tell keys of an engine's own apart, whichever of their bytes differ") {
+  const kvx_test::temporary_directory root;
+  fixture<up_to, kvx::always> f(root.path());
+  up_to::first_refused = 100;
+  up_to::asked.clear();
+  up_to::seen.clear();
+  kvx::sequence chain({}, 4);
+  for (std::uint8_t b = 1; b <= 5; ++b) {
+    kvx::block_key key;
+    key.bytes[0] = std::byte{0x5E};  // of the session
+    key.bytes[15] = std::byte{b};
+    key.bytes[31] = std::byte{0x77};  // the cache's keys have 16 bytes
+    chain.append_key(key);
+    f.engine.fill(b - 1U, key);
+  }
+  REQUIRE(f.cache.save(chain, 0, pages_from(0, 5)).wait_stored(patience));
+  REQUIRE(up_to::asked.size() == 5);
+  std::set<std::uint64_t> keys;
+  for (std::size_t b = 0; b < 5; ++b) {
+    keys.insert(up_to::asked[b].key);
+    if (b != 0) CHECK(up_to::asked[b].parent == up_to::asked[b - 1].key);
+  }
+  CHECK(keys.size() == 5);
+  const kvx::plan plan = f.cache.match(chain);
+  REQUIRE(plan.blocks() == 5);
+  REQUIRE(f.cache.load(plan, pages_from(32, 5)).loaded_blocks() == 5);
+  REQUIRE(up_to::seen.size() == 5);
+  for (std::size_t b = 0; b < 5; ++b) CHECK(up_to::seen[b] == up_to::asked[4 - b].key);
 }
 
 TEST_CASE("a block that memory refuses is saved nowhere, and storage is not asked") {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <kvx/detail/fold_key.hpp>
 #include <kvx/kvx.hpp>
 
 #include <doctest/doctest.h>
@@ -58,11 +59,7 @@ class choosy : public kvx::lru {
 static_assert(kvx::request_eviction<choosy>);
 static_assert(kvx::hint_eviction<choosy>);
 
-std::uint64_t bits_of(const kvx::block_key& key) {
-  std::uint64_t bits = 0;
-  std::memcpy(&bits, key.bytes.data(), sizeof bits);
-  return bits;
-}
+std::uint64_t bits_of(const kvx::block_key& key) { return kvx::detail::fold_key(key.bytes); }
 
 /// A cache whose memory holds ten blocks.
 template <class Eviction>

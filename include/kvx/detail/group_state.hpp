@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/detail/fold_key.hpp>
 #include <kvx/detail/random.hpp>
 #include <kvx/detail/tier_policies.hpp>
 #include <kvx/index.hpp>
@@ -124,18 +125,10 @@ struct group_state {
     const node_id parent = index.parent(node);
     storage->publish(entry_of(place, node, block), {request, parent == no_node ? no_slot : index.storage_slot(parent)});
   }
-  /// What policies are told of a key: of all its bytes, since engines' own keys need not differ in the first. Zeros at
-  /// the end change nothing.
-  template <class Key>
-  [[nodiscard]] static std::uint64_t bits_of(const Key& key) noexcept {
-    static_assert(sizeof key.bytes % sizeof(std::uint64_t) == 0);
-    std::uint64_t bits = 0, factor = 1;
-    for (std::size_t at = 0; at < sizeof key.bytes; at += sizeof bits, factor *= 0x9E37'79B9'7F4A'7C15U) {
-      std::uint64_t word = 0;
-      std::memcpy(&word, key.bytes.data() + at, sizeof word);
-      bits ^= word * factor;
-    }
-    return bits;
+  /// What policies are told of a key, from the bytes that count.
+  [[nodiscard]] static std::uint64_t bits_of(const Digest& key) noexcept { return fold_key(key.bytes); }
+  [[nodiscard]] static std::uint64_t bits_of(const block_key& key) noexcept {
+    return bits_of(from_block_key<Digest>(key));
   }
 
  private:
