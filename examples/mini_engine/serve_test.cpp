@@ -273,6 +273,7 @@ single_run collected(basic_server<Engine, kvx::host_stream>& server, engine& e, 
 
 TEST_CASE("a prompt is computed while its blocks arrive, until they are there") {
   fixture f;
+  f.settings.memory_bytes *= 2;  // all in one stretch
   const single_run cold = f.serve_cold();
   f.save();
   f.control->arm(
@@ -322,6 +323,7 @@ TEST_CASE("of a prompt that storage loses, only what was loaded counts as loadin
 
 TEST_CASE("a cache that opens within a chunk takes over") {
   fixture f;
+  f.settings.memory_bytes *= 2;  // all in one stretch
   const single_run cold = f.serve_cold();
   f.save();
   std::promise<void> go;
@@ -343,6 +345,7 @@ TEST_CASE("a cache that opens within a chunk takes over") {
 
 TEST_CASE("a cache that opens between two chunks takes over from an engine that cannot be stopped") {
   fixture f;
+  f.settings.memory_bytes *= 2;  // all in one stretch
   const single_run cold = f.serve_cold();
   f.save();
   std::promise<void> go;
@@ -354,7 +357,7 @@ TEST_CASE("a cache that opens between two chunks takes over from an engine that 
       },
       f.settings.memory_bytes);
   // Computing is said to take so long that on any machine loading is faster, and 1 % of it is enough for a first block.
-  const prefill_cost slow(chunk, 0, 0.01, 0);
+  const prefill_cost slow(chunk, 0, 0.04, 0);
   unstoppable_engine engine{f.e.compute};
   request r = fixture::ask();
   basic_server<unstoppable_engine, kvx::host_stream> one(engine, slow, &cache, chunk);
