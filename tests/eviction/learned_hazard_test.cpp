@@ -206,6 +206,23 @@ TEST_CASE("learned_hazard: a refused block can be taken in all the same, and goe
   CHECK(tier.policy.evict([](kvx::slot_index) { return false; }) == unwanted.slot);
 }
 
+TEST_CASE("learned_hazard: that all was in use at an eviction keeps no better newcomer out") {
+  int taken = 0;
+  for (std::uint64_t wait = 10; wait < 26; ++wait) {
+    small_tier<kvx::learned_hazard> tier(100);
+    for (const request_blocks& one : documents_and_scans(400, 12)) tier.request(one);
+    const request_blocks document = row(5000, 10);
+    tier.request(document);
+    for (std::uint64_t i = 0; i < wait; ++i) tier.request(row(77'000'000 + 10 * i, 10));
+    REQUIRE_FALSE(tier.policy.follows_lru());
+    REQUIRE_FALSE(tier.holds(document.front()));
+    CHECK(tier.policy.evict([](kvx::slot_index) { return true; }) == kvx::no_slot);
+    tier.request(document);
+    taken += tier.holds(document.back()) ? 1 : 0;
+  }
+  CHECK(taken >= 12);  // unless some of what was passed over has just grown older, and is all there is to compare with
+}
+
 TEST_CASE("learned_hazard: where LRU is right, LRU is followed") {
   bool followed = false;
   for (std::uint32_t seed = 1; seed <= 4; ++seed) {
@@ -507,4 +524,31 @@ TEST_CASE("learned_hazard: nothing is allocated once it has seen its longest req
     tier.policy.access(told);
   }
   CHECK(kvx_test::allocations.load() == before);
+}
+
+TEST_CASE("learned_hazard: news of a session reaches the front of a very long request") {
+  kvx::learned_hazard policy(20'000);
+  std::vector<kvx::eviction_entry> blocks;
+  request_blocks deepest_first;
+  for (std::uint64_t key = 20'000; key != 0; --key) {
+    blocks.push_back({kvx::no_slot, key});
+    deepest_first.push_back(key);
+  }
+  kvx::eviction_request told;
+  told.blocks = blocks;
+  told.id = 1;
+  policy.access(told);
+  kvx::hints news;
+  news.session = kvx::session_state::closed;
+  policy.advise(deepest_first, news);
+  CHECK(policy.heard(20'000) == static_cast<unsigned>(kvx::session_state::closed));
+  CHECK(policy.heard(1) == static_cast<unsigned>(kvx::session_state::closed));
+}
+
+TEST_CASE("learned_hazard: a very long prompt told in parts goes from its end") {
+  constexpr std::size_t length = 20'000;
+  told_in_parts tier(length);
+  const request_blocks prompt = row(1, length);
+  for (std::size_t b = 0; b < length; b += 4000) tier.part(prompt, b, b + 4000, 1);
+  CHECK(tier.policy.evict([](kvx::slot_index) { return false; }) == tier.slot_of.at(length));
 }

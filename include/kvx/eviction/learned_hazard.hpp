@@ -47,14 +47,11 @@ class learned_hazard {
     detail::request_so_far& so_far = under_way_.of(request.id);
     const bool goes_on = so_far.blocks != 0;
     const std::uint32_t front = request.before != 0 ? history_.find(request.parent) : none;
-    // The parts of a very long request have times of their own, so that no later one has to let all of it grow older.
-    const bool joins = goes_on && (request.before == 0 || (front != none && history_.last(front) >= so_far.began)) &&
-                       so_far.blocks / stretch == (request.before + count) / stretch;
-    bool splits = !joins;
-    if (!joins) pass_time(1 + static_cast<std::uint32_t>(count / stretch));
+    const bool joins = goes_on && (request.before == 0 || (front != none && history_.last(front) >= so_far.began));
+    if (!joins) pass_time();
     if (!goes_on) {
       model_.request(request.before + count);
-      so_far.began = now_ - static_cast<std::uint32_t>(count / stretch);
+      so_far.began = now_;
       so_far.gap = front != none ? history_[front].gap : 0;
     } else if (request.before + count > so_far.blocks) {
       model_.request_grew(request.before + count - so_far.blocks);
@@ -84,13 +81,12 @@ class learned_hazard {
           }
           if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
             ahead = none;  // longer than the history
-          splits = splits && (ahead != none || i == 0);
         } else {
           dequeue(e);
           history_.leave_age(e, true, model_);
           history_.unlink(e);
         }
-        place(e, traits, ahead, splits && i != 0 && i % stretch == 0 ? 1 : 0);
+        place(e, traits, ahead);
       } else {
         dequeue(e);
       }
@@ -118,11 +114,11 @@ class learned_hazard {
     for (const eviction_entry& block : entries) {
       std::uint32_t e = recall(block.key);
       if (e == none || history_.slot(e) != no_slot) {
-        if (!std::exchange(began, true)) pass_time(1);
+        if (!std::exchange(began, true)) pass_time();
         current_.clear();  // may be forgotten
         e = history_.create(block.key, model_);
         detail::block_traits traits;
-        place(e, traits, none, 0);
+        place(e, traits, none);
         if (!chosen_.full()) queue(choose(e, none), false);
       }
       history_[e].slot = block.slot;
@@ -132,7 +128,7 @@ class learned_hazard {
 
   void touch(std::span<const slot_index> slots) noexcept {
     if (slots.empty()) return;
-    pass_time(1);
+    pass_time();
     for (const slot_index slot : slots) {
       const std::uint32_t e = held_.entry(slot);
       const std::uint32_t choice = history_.choice(e);
@@ -142,7 +138,7 @@ class learned_hazard {
       traits.hint = history_[e].hint;
       history_.leave_age(e, true, model_);
       history_.unlink(e);
-      place(e, traits, none, 0);
+      place(e, traits, none);
       if (choice != none && chosen_.leaf(choice)) queue(choice, false);
     }
     learn(slots.size());
@@ -206,10 +202,10 @@ class learned_hazard {
  private:
   using entry = detail::block_history::entry;
   static constexpr std::uint32_t none = detail::block_history::none;
-  static constexpr std::size_t stretch = 16'384;  // blocks
 
-  void pass_time(std::uint32_t requests) noexcept {
-    now_ += requests;
+  /// A request later.
+  void pass_time() noexcept {
+    ++now_;
     history_.prefetch_growth(now_, [this](std::uint32_t leaf) { chosen_.prefetch_move(leaf); });
     history_.grow_older(now_, model_, [this](std::uint32_t leaves, unsigned cls, unsigned age) {
       chosen_.move_peers(leaves, detail::hazard_model::cell(cls, age));
@@ -259,15 +255,15 @@ class learned_hazard {
   }
   void publish_values(unsigned cls) noexcept { chosen_.set_values(cls, model_.values(cls)); }
 
-  /// Puts a used entry behind another, `earlier` requests earlier; behind none: as the newest. Sets `traits.uses`.
-  void place(std::uint32_t e, detail::block_traits& traits, std::uint32_t ahead, std::uint32_t earlier) noexcept {
+  /// Puts a used entry behind another, with its time; behind none: as the newest. Sets `traits.uses`.
+  void place(std::uint32_t e, detail::block_traits& traits, std::uint32_t ahead) noexcept {
     entry& x = history_[e];
     if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
     traits.uses = x.uses;
     x.gap = traits.gap & 31U;
     x.hint = traits.hint & 7U;
     x.passed = 0;
-    const std::uint32_t last = ahead != none ? history_.last(ahead) - earlier : now_;
+    const std::uint32_t last = ahead != none ? history_.last(ahead) : now_;
     const std::uint8_t cls = published([&] { return model_.classify(traits, now_); });
     ahead != none ? history_.push_behind(e, ahead) : history_.push_newest(e);
     history_.enter_age(e, last, cls, ahead, model_);
