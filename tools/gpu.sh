@@ -19,10 +19,10 @@ usage: tools/gpu.sh [--only STEPS] [--json FILE] [--build-dir D] [--vendor PREFI
   --jobs N          compilers at a time (default: the processors)
   --round-trips N   blocks that go the whole way in `roundtrip` (default 1,000,000)
 
-transfer   the conformance suite over cuda_transfer, captures of graphs, errors, checksums
+transfer   the conformance suite over cuda_transfer, captures of graphs, errors, checksums, slots from files (cufile)
 planted    a build whose copies do not wait for the engine's stream, which the suite must catch
 roundtrip  the whole cache, blocks from device memory to storage and back
-bench      rates, slowdown of other work
+bench      rates, slowdown of other work; from storage into pages, through memory and straight
 sanitizer  compute-sanitizer's memcheck and racecheck over a small run
 engine     the mini engine's tests and its comparison
 
@@ -91,8 +91,8 @@ configure() {  # DIR [OPTION...]
 
 build_all() {
   configure "$build/cmake" "-DKVX_BUILD_EXAMPLES=$(has engine && echo ON || echo OFF)" || return 1
-  local targets=(gpu.transfer gpu.capture gpu.errors gpu.checksum gpu.roundtrip)
-  if has bench; then targets+=(cuda_transfer_bench); fi
+  local targets=(gpu.transfer gpu.capture gpu.errors gpu.checksum gpu.cufile gpu.roundtrip)
+  if has bench; then targets+=(cuda_transfer_bench direct_load_bench); fi
   if has engine; then targets+=(mini_engine mini_engine_cuda_kernels_test mini_engine_cuda_engine_test); fi
   cmake --build "$build/cmake" -j "$jobs" --target "${targets[@]}" | tail -3 || return 1
 }
@@ -158,6 +158,7 @@ step build 600 bash -o pipefail -c "$(declare -f has build_all); only=$only; bui
 tests=$build/cmake/tests
 if has transfer; then
   for test in transfer capture errors checksum; do step "$test" 120 "$tests/gpu.$test"; done
+  step cufile 120 env KVX_TEST_STORAGE="$storage" "$tests/gpu.cufile"
 fi
 if has planted; then step planted 300 bash -o pipefail -c planted; fi
 if has roundtrip; then
@@ -165,6 +166,9 @@ if has roundtrip; then
 fi
 if has bench; then
   step bench 300 "$build/cmake/bench/cuda_transfer_bench" --json "$results/bench.json"
+  direct=$build/cmake/bench/direct_load_bench
+  step direct_memory_fs 150 "$direct" --root "$memory_fs/kvx-direct-load"
+  step direct_storage 300 "$direct" --root "$storage/kvx-direct-load"
 fi
 if has sanitizer; then
   one="a block comes back*"

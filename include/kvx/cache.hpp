@@ -3,8 +3,10 @@
 
 #include <kvx/admission/always.hpp>
 #include <kvx/concepts/admission.hpp>
+#include <kvx/concepts/direct_reader.hpp>
 #include <kvx/detail/cache_core.hpp>
 #include <kvx/detail/leak.hpp>
+#include <kvx/direct_ticket.hpp>
 #include <kvx/hash/key_chain.hpp>
 #include <kvx/options.hpp>
 #include <kvx/plan.hpp>
@@ -139,6 +141,30 @@ class cache {
   [[nodiscard]] load_ticket<stream_type> load(const plan& what, group_block_ids ids, stream_type stream = {},
                                               std::size_t first = 0) {
     return core_->load.load(what, first, ids, stream);
+  }
+
+  /// Brings a plan's blocks from storage into the engine's pages through a reader's staging memory, on a GPU as a rule
+  /// (`cufile`), past the host's memory; blocks that are in memory are copied from there. Each is proved before it is
+  /// copied. Where storage outruns what the host can check, this is the faster way, and no prefetch goes before it; but
+  /// the blocks are not in memory for the next request. Until the ticket is done() the pages are the operation's, and
+  /// the request may not run.
+  /// Shape   as load; through: kept for as long as the cache; it has room for block_bytes()
+  /// Stream  each copy starts after what was submitted to `stream` when its block had been proved; not one that is
+  ///         being captured
+  /// Errors  bad_argument: the plan or the ids do not fit, the reader's blocks are too small or its memory is not the
+  ///         transfer engine's device's; the rest per block, like a load's and a prefetch's
+  template <direct_reader Reader>
+  [[nodiscard]] direct_load_ticket load_direct(const plan& what, std::span<const block_id> ids,
+                                               const std::shared_ptr<Reader>& through, stream_type stream = {},
+                                               std::size_t first = 0) {
+    return load_direct(what, group_block_ids(&ids, 1), through, stream, first);
+  }
+  template <direct_reader Reader>
+  [[nodiscard]] direct_load_ticket load_direct(const plan& what, group_block_ids ids,
+                                               const std::shared_ptr<Reader>& through, stream_type stream = {},
+                                               std::size_t first = 0) {
+    auto begun = core_->direct.load(what, first, ids, through, stream);
+    return begun ? direct_load_ticket(std::move(*begun), core_) : direct_load_ticket(begun.status());
   }
 
   /// Takes full blocks of committed tokens out of the engine's pages, into memory and then to storage.

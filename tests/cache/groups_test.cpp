@@ -4,7 +4,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -187,4 +189,43 @@ TEST_CASE("a group that lost a block makes the load nothing, not something short
   const auto loaded = cache.load(plan, std::span(as_spans));
   CHECK(loaded.loaded_blocks() == 0);
   CHECK(cache.match(chain.tokens()).empty());
+}
+
+TEST_CASE("straight from storage every group's part comes, or the load is nothing") {
+  kvx_test::temporary_directory root;
+  hybrid_engine engine;
+  kvx::sequence chain;
+  {
+    hybrid_cache first(options(root.path()), engine.layout());
+    chain = first.make_sequence(tokens_of(1, 41));
+    save(first, engine, chain, 4, 6);
+  }
+  hybrid_cache cache(options(root.path()), engine.layout());
+  std::size_t largest = 0;
+  for (std::size_t g = 0; g < 3; ++g) largest = std::max(largest, cache.block_bytes(g));
+  const auto reader = std::make_shared<kvx::archetype::direct_reader>(largest, 2);
+  const kvx::plan plan = cache.match(chain.tokens());
+  REQUIRE(plan.blocks() == 7);
+  std::size_t comes = 7;
+  SUBCASE("whole") {}
+  SUBCASE("a block is lost") {
+    REQUIRE(cache.erase(chain.keys().subspan(6, 1)) == 3);
+    comes = 0;
+  }
+  ids into(3);
+  for (std::size_t g = 0; g < 3; ++g) {
+    into[g] = kvx_test::pages_from(16, 7);
+    for (const kvx::block_id page : into[g]) engine.poison(g, page);
+  }
+  const auto as_spans = spans(into);
+  const auto loaded = cache.load_direct(plan, std::span(as_spans), reader);
+  REQUIRE(loaded.wait_for(patience));
+  CHECK(loaded.loaded_blocks() == comes);
+  CHECK(loaded.outcome().ok() == (comes == 7));
+  for (std::size_t b = 0; b < comes; ++b) {
+    const auto page = static_cast<kvx::block_id>(16 + b);
+    CHECK(engine.holds(full, page, plan.keys[b]));
+    CHECK((b >= 5 ? engine.holds(window, page, plan.keys[b]) : engine.poisoned(window, page)));
+    CHECK((b == 6 ? engine.holds(recurrent, page, plan.keys[b]) : engine.poisoned(recurrent, page)));
+  }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "store_fixture.hpp"
 
+#include <kvx/detail/page_checksum.hpp>
 #include <kvx/store/slot_format.hpp>
 
 #include <doctest/doctest.h>
@@ -12,6 +13,7 @@
 #include <limits>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 using namespace kvx;
@@ -53,7 +55,15 @@ struct stored_block {
     encode_slot(slot, geometry, identity, header);
     expected = {header.key, header.parent, tokens, extra, header.writer, number};
   }
-  [[nodiscard]] slot_verdict verify() const { return verify_slot(slot, geometry, identity, expected); }
+  /// From the bytes, and from the checksums of the pages, which must say the same.
+  [[nodiscard]] slot_verdict verify() const {
+    const slot_verdict verdict = verify_slot(slot, geometry, identity, expected);
+    std::vector<std::uint64_t> values(geometry.payload_bytes / page_bytes);
+    detail::page_checksums(slot.data() + geometry.header_bytes, values);
+    if (verify_slot(std::span(slot).first(geometry.header_bytes), values, geometry, identity, expected) != verdict)
+      throw std::logic_error("the checksums of the pages prove something else");
+    return verdict;
+  }
   [[nodiscard]] std::span<std::byte> sector(std::size_t i, std::size_t bytes) {
     return std::span(slot).subspan(i * bytes, bytes);
   }
@@ -176,6 +186,16 @@ TEST_CASE("every single bit of a stored block is covered, padding included") {
   }
   CHECK(served == 0);
   CHECK(block.verify() == slot_verdict::ok);
+}
+
+TEST_CASE("checksums of fewer or more pages prove nothing") {
+  const stored_block block;
+  const auto header = std::span(block.slot).first(block.geometry.header_bytes);
+  for (const std::size_t pages :
+       {std::size_t{0}, block.geometry.payload_bytes / page_bytes - 1, block.geometry.payload_bytes / page_bytes + 1}) {
+    const std::vector<std::uint64_t> values(pages);
+    CHECK(verify_slot(header, values, block.geometry, block.identity, block.expected) == slot_verdict::wrong_size);
+  }
 }
 
 TEST_CASE("every other length is refused") {

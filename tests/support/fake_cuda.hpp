@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of the CUDA runtime that cuda_transfer uses, on the CPU: streams whose work runs late and in any order that
-// streams and events allow (deferred_core), so that a missing wait shows without a GPU. Each thread has a current
-// device and a capture mode: calls start a context on the device that is current, are refused where what they are given
-// is another device's, and break a capture of another thread's unless they are made in relaxed mode. Include it in one
-// file of a program: it defines the runtime's functions, which then take the place of the library's.
+// The part of the CUDA runtime that cuda_transfer and cufile use, on the CPU: streams whose work runs late and in any
+// order that streams and events allow (deferred_core), so that a missing wait shows without a GPU. Each thread has a
+// current device and a capture mode: calls start a context on the device that is current, are refused where what they
+// are given is another device's, and break a capture of another thread's unless they are made in relaxed mode. Include
+// it in one file of a program: it defines the runtime's functions, which then take the place of the library's.
 #pragma once
 
 #include <kvx/detail/deferred_core.hpp>
+#include <kvx/detail/page_checksum.hpp>
 #include <kvx/transfer/cuda/kernels.hpp>
+#include <kvx/types.hpp>
 
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
@@ -62,9 +64,11 @@ class fake_cuda {
   [[nodiscard]] std::size_t allocated() {
     const std::lock_guard lock(mutex_);
     std::size_t sum = 0;
-    for (const auto& [at, size] : memory_) sum += size;
+    for (const auto& [at, made] : memory_) sum += made.size;
     return sum;
   }
+  /// From here on each copy to the device takes at least so long.
+  void slow_copies_in(std::chrono::microseconds delay) { copy_in_us_ = delay.count(); }
   /// The n-th allocation of device or pinned memory finds none.
   void refuse_allocation(std::uint64_t n) { refuse_allocation_in_ = n; }
 
@@ -139,11 +143,12 @@ class fake_cuda {
   [[nodiscard]] bool refuses_pinning() const { return refuses_pinning_; }
 
   [[nodiscard]] bool refuses_allocation() { return refuse_allocation_in_ > 0 && --refuse_allocation_in_ == 0; }
-  void* allocate(std::size_t size) {
+  /// Shape   device: -1 for pinned memory
+  void* allocate(std::size_t size, int device) {
     void* const at = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
     const std::lock_guard lock(mutex_);
     ++made_;
-    memory_[static_cast<std::byte*>(at)] = size;
+    memory_[static_cast<std::byte*>(at)] = {size, device};
     return at;
   }
   void release(void* at) {
@@ -162,9 +167,26 @@ class fake_cuda {
     auto after = memory_.upper_bound(const_cast<std::byte*>(begin));
     if (after == memory_.begin()) return after == memory_.end() || begin + size <= after->first;
     const auto before = std::prev(after);
-    if (begin < before->first + before->second) return begin + size <= before->first + before->second;
+    if (begin < before->first + before->second.size) return begin + size <= before->first + before->second.size;
     return after == memory_.end() || begin + size <= after->first;
   }
+  cudaPointerAttributes attributes(const void* asked) {
+    const std::lock_guard lock(mutex_);
+    const auto* const at = static_cast<const std::byte*>(asked);
+    cudaPointerAttributes found{};
+    found.type = cudaMemoryTypeUnregistered;
+    for (const auto& [first, size] : pinned_) {
+      if (at >= first && at < static_cast<const std::byte*>(first) + size) found.type = cudaMemoryTypeHost;
+    }
+    for (const auto& [first, made] : memory_) {
+      if (at < first || at >= first + made.size) continue;
+      found.type = made.device < 0 ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+      found.device = made.device < 0 ? 0 : made.device;
+    }
+    return found;
+  }
+  std::atomic<unsigned> last_grid{0};  ///< blocks of threads of the last kernel
+  [[nodiscard]] std::chrono::microseconds copy_in_delay() const { return std::chrono::microseconds{copy_in_us_}; }
   cudaError_t pin(void* at, std::size_t size) {
     const std::lock_guard lock(mutex_);
     if (refuses_pinning_) return cudaErrorMemoryAllocation;
@@ -195,7 +217,11 @@ class fake_cuda {
   std::shared_ptr<kvx::detail::deferred_core> core_;
   std::thread worker_;
   std::mutex mutex_;
-  std::map<std::byte*, std::size_t> memory_;
+  struct allocation {
+    std::size_t size = 0;
+    int device = -1;
+  };
+  std::map<std::byte*, allocation> memory_;
   std::map<void*, std::size_t> pinned_;
   std::map<const kvx::detail::deferred_queue*, int> device_of_;
   std::size_t made_ = 0;
@@ -206,12 +232,25 @@ class fake_cuda {
   std::atomic<std::uint64_t> refuse_in_{0};
   std::atomic<bool> broken_{false};
   std::atomic<bool> refuses_pinning_{false};
+  std::atomic<std::int64_t> copy_in_us_{0};
 };
 
 inline void fake_copy_pieces(const kvx::cuda_copy* copies, std::uint32_t count) {
   for (std::uint32_t i = 0; i < count; ++i) {
     std::memcpy(reinterpret_cast<void*>(copies[i].to), reinterpret_cast<const void*>(copies[i].from), copies[i].bytes);
   }
+}
+
+inline void fake_page_values(const std::byte* pages, std::uint64_t count, std::uint64_t* values) {
+  for (std::uint64_t i = 0; i < count; ++i) values[i] = kvx::detail::page_checksum(pages + i * kvx::page_bytes);
+}
+
+/// What `cuda_kernel_table()` is on a device.
+inline kvx::cuda_kernels fake_kernels() {
+  kvx::cuda_kernels table;
+  table.copy = reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(&fake_copy_pieces));
+  table.page_values = reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(&fake_page_values));
+  return table;
 }
 
 }  // namespace kvx_test
@@ -345,7 +384,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaMalloc(void** to, std::size_t bytes) {
   if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
   if (fake_cuda::instance().refuses_allocation()) return cudaErrorMemoryAllocation;
-  *to = fake_cuda::instance().allocate(bytes);
+  *to = fake_cuda::instance().allocate(bytes, fake_cuda::current_device());
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* at) {
@@ -354,7 +393,12 @@ cudaError_t cudaFree(void* at) {
   fake_cuda::instance().release(at);
   return e;
 }
-cudaError_t cudaHostAlloc(void** to, std::size_t bytes, unsigned) { return cudaMalloc(to, bytes); }
+cudaError_t cudaHostAlloc(void** to, std::size_t bytes, unsigned) {
+  if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
+  if (fake_cuda::instance().refuses_allocation()) return cudaErrorMemoryAllocation;
+  *to = fake_cuda::instance().allocate(bytes, -1);
+  return cudaSuccess;
+}
 cudaError_t cudaFreeHost(void* at) { return cudaFree(at); }
 cudaError_t cudaHostRegister(void* at, std::size_t bytes, unsigned) {
   if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
@@ -364,9 +408,8 @@ cudaError_t cudaHostUnregister(void* at) {
   if (const cudaError_t e = fake_cuda::instance().called(); e != cudaSuccess) return e;
   return fake_cuda::instance().unpin(at);
 }
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void*) {
-  *to = {};
-  to->type = cudaMemoryTypeHost;
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void* at) {
+  *to = fake_cuda::instance().attributes(at);
   return fake_cuda::instance().called();
 }
 
@@ -377,8 +420,11 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
   return fake_cuda::instance().submit(stream, [=] { std::memset(to, value, bytes); });
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  return fake_cuda::instance().submit(stream, [=] { std::memcpy(to, from, bytes); });
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  return fake_cuda::instance().submit(stream, [=] {
+    if (kind == cudaMemcpyHostToDevice) std::this_thread::sleep_for(fake_cuda::instance().copy_in_delay());
+    std::memcpy(to, from, bytes);
+  });
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                               std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t stream) {
@@ -409,7 +455,14 @@ cudaError_t cudaMemcpyBatchAsync(void** to, void** from, std::size_t* sizes, std
   }
   return cudaSuccess;
 }
-cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3, void** arguments, std::size_t, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3, void** arguments, std::size_t, cudaStream_t stream) {
+  fake_cuda::instance().last_grid = grid.x;
+  if (kernel == kvx_test::fake_kernels().page_values) {
+    return fake_cuda::instance().submit(
+        stream,
+        [pages = *static_cast<const std::byte**>(arguments[0]), count = *static_cast<std::uint64_t*>(arguments[1]),
+         values = *static_cast<std::uint64_t**>(arguments[2])] { kvx_test::fake_page_values(pages, count, values); });
+  }
   const auto run =
       reinterpret_cast<void (*)(const kvx::cuda_copy*, std::uint32_t)>(reinterpret_cast<std::uintptr_t>(kernel));
   return fake_cuda::instance().submit(stream,

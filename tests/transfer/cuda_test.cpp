@@ -53,6 +53,72 @@ using batched = late_fixture<static_cast<int>(cuda_technique::batched), false>;
 using staged = late_fixture<static_cast<int>(cuda_technique::staged), false>;
 using direct = late_fixture<static_cast<int>(cuda_technique::direct), false>;
 
+/// A cuda_transfer whose loads take each payload from its place in staging memory instead.
+class staging_engine {
+ public:
+  using stream_type = kvx::cuda_transfer::stream_type;
+  using operation = kvx::cuda_transfer::operation;
+
+  explicit staging_engine(kvx::cuda_transfer& engine) : engine_(engine) {}
+
+  void add(std::byte* slots, std::byte* staging, std::size_t size) {
+    REQUIRE(engine_.register_staging({staging, size}).ok());
+    places_.push_back({slots, staging, size});
+  }
+  template <class Layout>
+  kvx::result<operation> load(const Layout& layout, const kvx::transfer_batch& batch, stream_type stream) {
+    if (!kvx::detail::check_batch(layout, batch)) return engine_.load(layout, batch, stream);
+    std::vector<kvx::block_copy> blocks(batch.blocks.begin(), batch.blocks.end());
+    for (kvx::block_copy& block : blocks) {
+      for (const place& each : places_) {
+        if (block.payload < each.slots || block.payload >= each.slots + each.size) continue;
+        std::byte* const there = each.staging + (block.payload - each.slots);
+        for (std::size_t l = 0; l < batch.layer_offsets.size(); ++l) {
+          const std::size_t at = batch.layer_offsets[l];
+          std::copy_n(block.payload + at, layout.layer_bytes(batch.group, l), there + at);
+        }
+        block.payload = there;
+        break;
+      }
+    }
+    return engine_.load(layout, {batch.group, batch.layer_offsets, blocks}, stream);
+  }
+  template <class Layout>
+  kvx::result<operation> save(const Layout& layout, const kvx::transfer_batch& batch, stream_type stream) {
+    return engine_.save(layout, batch, stream);
+  }
+  kvx::status register_arena(std::span<std::byte> arena) { return engine_.register_arena(arena); }
+
+ private:
+  struct place {
+    std::byte* slots;
+    std::byte* staging;
+    std::size_t size;
+  };
+  kvx::cuda_transfer& engine_;
+  std::vector<place> places_;
+};
+
+template <int Technique, bool OneRange>
+class staging_fixture : public late_fixture<Technique, OneRange> {
+ public:
+  using base = late_fixture<Technique, OneRange>;
+  using transfer = staging_engine;
+  explicit staging_fixture(std::uint64_t seed) : base(seed), engine_(base::engine()) {}
+  staging_engine& engine() { return engine_; }
+  std::byte* slot_memory(std::size_t n) {
+    std::byte* const slots = base::slot_memory(n);
+    engine_.add(slots, base::allocate(n), n);
+    return slots;
+  }
+
+ private:
+  staging_engine engine_;
+};
+
+using from_staging = staging_fixture<-1, false>;
+using from_staging_strided = staging_fixture<static_cast<int>(cuda_technique::strided), true>;
+
 /// As one of kvx's threads calls: it never chose a device, so that device 0 is current.
 template <class Call>
 void on_new_thread(Call call) {
@@ -82,7 +148,10 @@ TYPE_TO_STRING(strided_refused);
 TYPE_TO_STRING(batched);
 TYPE_TO_STRING(staged);
 TYPE_TO_STRING(direct);
-TEST_CASE_TEMPLATE_INVOKE(transfer_conformance, chosen, strided, strided_refused, batched, staged, direct);
+TYPE_TO_STRING(from_staging);
+TYPE_TO_STRING(from_staging_strided);
+TEST_CASE_TEMPLATE_INVOKE(transfer_conformance, chosen, strided, strided_refused, batched, staged, direct, from_staging,
+                          from_staging_strided);
 
 TEST_CASE_TEMPLATE("an error while submitting fails the operation, and nothing of it runs afterwards", Fixture, strided,
                    batched, staged, direct) {
@@ -449,4 +518,101 @@ TEST_CASE("the tensors of cuda_layer_memory can be copied as matrices") {
   CHECK(view->rows == 2 * layers);
   CHECK_THROWS_AS(kvx::cuda_layer_memory(2, std::size_t{1} << 31U), kvx::error);
   CHECK_THROWS_AS(kvx::cuda_layer_memory(0, 4096), kvx::error);
+}
+
+namespace {
+
+/// Blocks with a payload in an arena and a twin of it in staging memory.
+template <class Fixture>
+struct with_staging : bench_top<Fixture> {
+  explicit with_staging(const toy_group& group = {}) : bench_top<Fixture>(one_group(group), 0, 2, 1) {
+    size = static_cast<std::size_t>(this->slots.payload(1) - this->slots.payload(0)) + this->slots.payload_bytes();
+    staging = this->fixture.allocate(size);
+    std::copy_n(this->slots.payload(0), size, staging);
+  }
+  [[nodiscard]] std::vector<kvx::block_copy> from_staging() const {
+    std::vector<kvx::block_copy> blocks = this->copies(this->to);
+    for (kvx::block_copy& each : blocks) each.payload = staging + (each.payload - this->slots.payload(0));
+    return blocks;
+  }
+  kvx::result<kvx::cuda_transfer::operation> load_blocks(const std::vector<kvx::block_copy>& blocks) {
+    return this->fixture.engine().load(this->engine.layout(), {0, this->slots.offsets, blocks}, this->stream);
+  }
+
+  std::byte* staging = nullptr;
+  std::size_t size = 0;
+};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("payloads in staging memory are moved by the kernel, whatever the technique", Fixture, chosen,
+                   strided, batched, staged) {
+  toy_group group;
+  group.layers = 24;
+  group.page_count = 4;
+  group.fragment_bytes = 20'000;
+  with_staging<Fixture> t{group};
+  kvx::cuda_transfer& engine = t.fixture.engine();
+  REQUIRE(engine.register_staging({t.staging, t.size}).ok());
+  REQUIRE(engine.register_staging({t.staging, t.size}).ok());
+  auto loaded = t.load_blocks(t.from_staging());
+  REQUIRE(loaded.ok());
+  CHECK(engine.last_load() == cuda_technique::direct);
+  // More blocks of threads than over the link: 192 pieces, a warp each.
+  CHECK(fake_cuda::instance().last_grid == 6);
+  loaded->wait();
+  CHECK(loaded->outcome().ok());
+  t.expect_loaded(t.to);
+  CHECK(t.engine.intact());
+  // What is in host memory goes as ever.
+  auto again = t.load(t.from);
+  REQUIRE(again.ok());
+  again->wait();
+  CHECK((engine.last_load() != cuda_technique::direct || fake_cuda::instance().last_grid == 2));
+  t.expect_loaded(t.from);
+  CHECK(t.engine.intact());
+}
+
+TEST_CASE("a batch from host and staging memory at once is refused whole, and so is a save to staging memory") {
+  with_staging<chosen> t;
+  kvx::cuda_transfer& engine = t.fixture.engine();
+  REQUIRE(engine.register_staging({t.staging, t.size}).ok());
+  std::vector<kvx::block_copy> blocks = t.from_staging();
+  CHECK(engine.save(t.engine.layout(), {0, t.slots.offsets, blocks}, t.stream).status() == kvx::errc::bad_argument);
+  for (const std::size_t in_host : {0U, 1U}) {
+    std::vector<kvx::block_copy> mixed = blocks;
+    mixed[in_host] = t.copies(t.to)[in_host];
+    CHECK(t.load_blocks(mixed).status() == kvx::errc::bad_argument);
+    CHECK(engine.save(t.engine.layout(), {0, t.slots.offsets, mixed}, t.stream).status() == kvx::errc::bad_argument);
+  }
+  // Ends behind the staging memory.
+  blocks[1].payload += 4096;
+  CHECK(t.load_blocks(blocks).status() == kvx::errc::bad_argument);
+  t.fixture.synchronize(t.stream);
+  CHECK(t.engine.intact());
+  CHECK(t.slots.intact());
+}
+
+TEST_CASE("device memory that is not registered is refused, and what is no device memory is not registered") {
+  with_staging<chosen> t;
+  kvx::cuda_transfer& engine = t.fixture.engine();
+  CHECK(t.load_blocks(t.from_staging()).status() == kvx::errc::bad_argument);
+  CHECK(engine.register_staging({t.slots.payload(0), 4096}) == kvx::errc::bad_argument);
+  host_memory pageable;
+  CHECK(engine.register_staging({pageable.allocate(4096), 4096}) == kvx::errc::bad_argument);
+  CHECK(engine.register_staging({t.staging, std::size_t{1} << 30U}) == kvx::errc::bad_argument);
+  CHECK(engine.register_staging({}).ok());
+  on_new_thread([&] {
+    // Memory of another device's.
+    kvx_gpu::check(cudaSetDevice(1));
+    void* elsewhere = nullptr;
+    kvx_gpu::check(cudaMalloc(&elsewhere, 4096));
+    CHECK(engine.register_staging({static_cast<std::byte*>(elsewhere), 4096}) == kvx::errc::bad_argument);
+    kvx_gpu::check(cudaFree(elsewhere));
+  });
+  kvx::cuda_transfer_options without;
+  without.load_costs = without.save_costs = kvx::cuda_costs{};
+  kvx::cuda_transfer no_kernels(without);
+  CHECK(no_kernels.register_staging({t.staging, t.size}) == kvx::errc::unsupported);
+  CHECK(t.engine.intact());
 }

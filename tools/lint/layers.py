@@ -16,7 +16,7 @@ LAYERS = [
     ["detail/"],
     ["hash/", "eviction/", "io/", "transfer/", "admission/"],
     ["store/", "tier/", "metrics/", "index.hpp", "sequence.hpp", "plan.hpp", "options.hpp"],
-    ["runtime.hpp", "tickets.hpp", "load_race.hpp", "cache.hpp", "any_cache.hpp"],
+    ["runtime.hpp", "tickets.hpp", "direct_ticket.hpp", "load_race.hpp", "cache.hpp", "any_cache.hpp"],
     ["presets.hpp", "presets/", "kvx.hpp"],
 ]
 DETAIL = 4

@@ -14,6 +14,8 @@ KINDS = {
     "io": "io_backend",
     "transfer": "transfer_engine",
 }
+# Policies that model another kind than their directory's.
+OTHER_KINDS = {"io/cufile.hpp": "direct_reader"}
 # Headers there that are no policy.
 NOT_POLICIES = {"hash/key_chain.hpp", "transfer/cuda_kernels.cuh"}
 # Policies that exist for tests: nobody runs them for speed.
@@ -32,7 +34,7 @@ def check(root):
         if kind not in KINDS or name in NOT_POLICIES:
             continue
         stem = file.rsplit(".", 1)[0]
-        concept = KINDS[kind]
+        concept = OTHER_KINDS.get(name, KINDS[kind])
         where = f"include/kvx/{name}"
         asserted = re.search(rf"static_assert\(\s*{concept}<\s*(?:kvx::)?(\w+)", tree.without_comments(text))
         if not asserted:
@@ -64,6 +66,7 @@ def without(name):
 CASES = [
     (GOOD, None),
     ({**GOOD, "include/kvx/eviction/lru.hpp": "class lru {};\n// static_assert(eviction_policy<lru>);\n"}, "static_assert"),
+    ({"include/kvx/io/cufile.hpp": "class cufile {};\nstatic_assert(io_backend<cufile>);\n"}, "direct_reader"),
     (without("tests/eviction/lru_test.cpp"), "no test"),
     (without("bench/trace_replay/policies.cpp"), "no program in bench/"),
     (without("docs/policies.md"), "docs/policies.md"),

@@ -38,7 +38,7 @@ struct direct_request {
   int file = -1;
   std::uint64_t offset = 0;
   std::size_t payload_bytes = 0;
-  /// Host memory for the slot's header, whose size it has.
+  /// Host memory for the slot's header, whose size it has, aligned to page_bytes.
   std::span<std::byte> header{};
   /// Host memory for XXH3-64 of each page of the payload, as it is in staging memory.
   std::span<std::uint64_t> page_values{};

@@ -4,6 +4,7 @@
 #include <kvx/detail/aligned_buffer.hpp>
 #include <kvx/detail/block_writer.hpp>
 #include <kvx/detail/core_state.hpp>
+#include <kvx/detail/direct_loader.hpp>
 #include <kvx/detail/fetcher.hpp>
 #include <kvx/detail/loader.hpp>
 #include <kvx/detail/saver.hpp>
@@ -30,9 +31,11 @@ class background {
   using loader_type = loader<Hasher, Policies, Io, Layout, Transfer>;
   using saver_type = saver<Hasher, Policies, Io, typename Transfer::operation>;
   using writer_type = block_writer<Hasher, Policies, Io>;
+  using direct_type = direct_loader<Hasher, Policies, Io, Layout, Transfer>;
 
-  background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save, writer_type& write)
-      : state_(state), fetch_(fetch), load_(load), save_(save), write_(write) {}
+  background(state_type& state, fetcher_type& fetch, loader_type& load, saver_type& save, writer_type& write,
+             direct_type& direct)
+      : state_(state), fetch_(fetch), load_(load), save_(save), write_(write), direct_(direct) {}
 
   /// Errors  throws unsupported: the system starts no more threads
   void start() {
@@ -87,6 +90,7 @@ class background {
       }
       std::vector<block_event> events;
       typename fetcher_type::requests more;
+      std::vector<typename direct_type::requests_of_source> more_direct;
       {
         std::unique_lock lock(state_.mutex);
         const clock::time_point now = clock::now();
@@ -94,11 +98,13 @@ class background {
         const bool saving = save_.poll_copies(now);
         // Those behind others are started when these are.
         const bool new_writes = !had_writes && write_.waiting();
-        const bool copying = load_.poll(now) || saving;
-        clock::time_point wake = std::min(fetch_.expire(now), write_.expire(now));
+        const bool loading = load_.poll(now);
+        const bool copying = direct_.poll(now) || loading || saving;
+        clock::time_point wake = std::min({fetch_.expire(now), write_.expire(now), direct_.expire(now)});
         more = fetch_.admit(now);
+        more_direct = direct_.admit(now);
         events.swap(state_.events);
-        if (more.empty() && events.empty() && !new_writes) {
+        if (more.empty() && more_direct.empty() && events.empty() && !new_writes) {
           if (state_.stopping && (!copying || now >= stop_by_)) {
             copies_left_ = copying;
             return;
@@ -109,6 +115,7 @@ class background {
         }
       }
       if (!more.empty()) state_.runtime->io().submit(more);
+      for (const auto& each : more_direct) each.source->submit(each.requests);
       for (const block_event& e : events) state_.opts.on_event(e);
     }
   }
@@ -228,6 +235,7 @@ class background {
       {
         const std::lock_guard lock(state_.mutex);
         if (fetch_.uses(*group, range.first, range.count) || write_.uses(*group, range.first, range.count) ||
+            direct_.uses(*group, range.first, range.count) ||
             (probed_group_ == group && probed_place_ >= range.first && probed_place_ - range.first < range.count))
           return false;
         // Writes that ended meanwhile put blocks there once more.
@@ -301,6 +309,7 @@ class background {
   loader_type& load_;
   saver_type& save_;
   writer_type& write_;
+  direct_type& direct_;
   // Where the probe under way reads.
   const group_type* probed_group_ = nullptr;
   std::size_t probed_place_ = 0;

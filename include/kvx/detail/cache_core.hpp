@@ -5,10 +5,12 @@
 #include <kvx/detail/block_writer.hpp>
 #include <kvx/detail/checked_options.hpp>
 #include <kvx/detail/core_state.hpp>
+#include <kvx/detail/direct_loader.hpp>
 #include <kvx/detail/fetcher.hpp>
 #include <kvx/detail/loader.hpp>
 #include <kvx/detail/matcher.hpp>
 #include <kvx/detail/saver.hpp>
+#include <kvx/detail/staging_source.hpp>
 #include <kvx/hash/key_chain.hpp>
 
 namespace kvx::detail {
@@ -16,7 +18,7 @@ namespace kvx::detail {
 /// The parts of a cache, put together. Tickets refer to it weakly; it is leaked whole when something outside
 /// (the kernel, a device) may still write what it owns.
 template <class Layout, class Hasher, class Policies, class Io, class Transfer>
-struct cache_core final : ticket_owner {
+struct cache_core final : ticket_owner, direct_owner {
   using state_type = core_state<Hasher, Policies, Io>;
   using group_type = typename state_type::group_type;
   using digest_type = typename Hasher::digest_type;
@@ -36,7 +38,8 @@ struct cache_core final : ticket_owner {
         load(state, layout, transfer),
         write(state),
         save(state, write),
-        threads(state, fetch, load, save, write) {
+        direct(state, layout, transfer, sources),
+        threads(state, fetch, load, save, write, direct) {
     state.block_tokens = layout.block_tokens();
     make_groups();
     for (const auto& g : state.groups)
@@ -66,12 +69,14 @@ struct cache_core final : ticket_owner {
   carved_parts carved;
   const Layout layout;
   Transfer transfer;
+  staging_sources sources;  // told of files until the last is closed
   state_type state;
   matcher<Hasher, Policies, Io, Layout> match;
   fetcher<Hasher, Policies, Io> fetch;
   loader<Hasher, Policies, Io, Layout, Transfer> load;
   block_writer<Hasher, Policies, Io> write;
   saver_type save;
+  direct_loader<Hasher, Policies, Io, Layout, Transfer> direct;
   background<Hasher, Policies, Io, Layout, Transfer> threads;
 
   [[nodiscard]] prefetch_ticket prefetch(plan what, std::size_t first, std::weak_ptr<ticket_owner> self) {
@@ -190,8 +195,8 @@ struct cache_core final : ticket_owner {
     for (;;) {
       {
         const std::lock_guard lock(state.mutex);
-        if (!save.copying() && write.idle() && state.reads_under_way == 0 && state.writes_under_way == 0 &&
-            !load.poll(clock::now()))
+        if (!save.copying() && write.idle() && direct.idle() && state.reads_under_way == 0 &&
+            state.writes_under_way == 0 && !load.poll(clock::now()))
           return true;
       }
       if (clock::now() >= until) return false;
@@ -205,13 +210,14 @@ struct cache_core final : ticket_owner {
     {
       const std::lock_guard lock(state.mutex);
       fetch.shut_down(clock::now());
+      direct.shut_down(clock::now());
     }
     static_cast<void>(drain(until));
     const bool ended = threads.stop(std::max(until, clock::now() + std::chrono::milliseconds{100}));
     const std::lock_guard lock(state.mutex);
     save.close();
     write.close();
-    const std::size_t buffers = state.reads_under_way + state.writes_under_way;
+    const std::size_t buffers = state.reads_under_way + state.writes_under_way + direct.under_way();
     const bool whole = ended && buffers == 0 && !load.poll(clock::now()) && !save.copying();
     if (!whole) state.runtime->count_leak(buffers, state.opts.memory_bytes);
     return whole;
@@ -243,6 +249,11 @@ struct cache_core final : ticket_owner {
   void cancel(const std::shared_ptr<prefetch_state>& which) noexcept override {
     const std::lock_guard lock(state.mutex);
     fetch.give_up(which, errc::cancelled, clock::now());
+    state.wake_pump();
+  }
+  void cancel(const std::shared_ptr<direct_state>& which) noexcept override {
+    const std::lock_guard lock(state.mutex);
+    direct.give_up(which, errc::cancelled, clock::now());
     state.wake_pump();
   }
   void release(const std::shared_ptr<prefetch_state>& which) noexcept override {
@@ -366,11 +377,10 @@ struct cache_core final : ticket_owner {
                                           std::to_string(g.geometry.stride) + " bytes; at most " +
                                           std::to_string(most_slots) +
                                           " can be indexed, so lower it or raise the layout's block_tokens");
-    g.storage->store().on_files([&io = state.runtime->io()](int file, bool open) {
-      if (open)
-        io.attach(file);
-      else
-        io.detach(file);
+    g.storage->store().on_files([this](int file, bool open) {
+      if (open) return state.runtime->io().attach(file);
+      state.runtime->io().detach(file);
+      sources.detach(file);
     });
     std::vector<std::pair<node_id, digest_type>> orphans;
     const status recovered = g.storage->store().recover([&](const store::recovered_block& block) {

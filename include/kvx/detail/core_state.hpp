@@ -259,6 +259,31 @@ struct core_state {
     return g.memory.take();
   }
 
+  /// Whether a slot is whole and of the block that was asked for, but has other tokens or another parent.
+  [[nodiscard]] static bool is_unexpected(const group_type& g, store::slot_verdict verdict,
+                                          std::span<const std::byte> header, const block_key& key) {
+    if (verdict == store::slot_verdict::other_tokens) return true;
+    store::parsed_header found;
+    return verdict == store::slot_verdict::other_key &&
+           store::parse_header(header, g.geometry, g.identity, found) == store::slot_verdict::ok && found.key == key;
+  }
+  /// Counts a read from storage that brought no block, one that nobody gave up. Returns whether there is nothing of use
+  /// at its place any more.
+  ///
+  /// A file that is gone or short is a reclaimed or damaged slab; any other error is the device's, and the block may be
+  /// well. What is whole but not what was expected says more of the plan than of the block.
+  /// Shape   unexpected: it is whole, but of other tokens or behind another parent
+  bool count_failed_read(int error, bool unexpected, clock::time_point now) {
+    const bool gone = error == ESTALE || error == ENOENT || error == ENODATA;
+    if (error != 0) {
+      metrics.storage.errors.add();
+      if (!gone && loads_breaker.failed(now)) metrics.breaker_load.opened.add();
+    } else if (!unexpected) {
+      metrics.storage.damaged.add();
+    }
+    return gone || (error == 0 && !unexpected);
+  }
+
   /// Takes a block that is not in use out of memory.
   void drop_memory(group_type& g, slot_index slot) {
     const node_id node = g.memory.node_of(slot);

@@ -275,18 +275,10 @@ class fetcher {
       return;
     }
     const bool cancelled = outcome.error == ECANCELED;
-    // A file that is gone or short is a reclaimed or damaged slab; any other error is the device's, and the block may
-    // be well. What is whole but not what this plan expected says more of the plan than of the block.
-    const bool gone = outcome.error == ESTALE || outcome.error == ENOENT || outcome.error == ENODATA;
-    const bool unexpected = outcome.error == 0 && (verdict == store::slot_verdict::other_tokens ||
-                                                   (verdict == store::slot_verdict::other_key && holds_key(r)));
-    if (outcome.error != 0 && !cancelled) {
-      state_.metrics.storage.errors.add();
-      if (!gone && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
-    } else if (!cancelled && !unexpected) {
-      state_.metrics.storage.damaged.add();
-    }
-    const bool useless = gone || (outcome.error == 0 && !unexpected);
+    const bool unexpected = outcome.error == 0 &&
+                            state_type::is_unexpected(g, verdict, g.memory.bytes(r.slot).first(g.geometry.header_bytes),
+                                                      r.what->keys[r.block]);
+    const bool useless = !cancelled && state_.count_failed_read(outcome.error, unexpected, now);
     const slot_index slot = r.slot;
     const node_id node = r.node;
     std::vector<slot_waiter> waiting;
@@ -305,15 +297,6 @@ class fetcher {
       else
         refuse_from(w, errc::miss, now);
     }
-  }
-
-  // Whether the slot is of the block that was asked for, whatever else does not fit.
-  [[nodiscard]] static bool holds_key(const read& r) {
-    store::parsed_header header;
-    const group_type& g = *r.group;
-    const auto verdict =
-        store::parse_header(g.memory.bytes(r.slot).first(g.geometry.header_bytes), g.geometry, g.identity, header);
-    return verdict == store::slot_verdict::ok && header.key == r.what->keys[r.block];
   }
 
   // One failure per ticket that waited in vain while the device sat on a read for as long as that.

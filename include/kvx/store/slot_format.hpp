@@ -282,15 +282,11 @@ inline slot_verdict parse_header(std::span<const std::byte> header, const slot_g
   return slot_verdict::ok;
 }
 
-/// The whole proof, header and payload: `ok` means that these bytes are the block that was asked for.
-/// Shape   slot: geometry.stride bytes
-/// Thread  any, concurrently
-/// Cost    one XXH3 pass over the slot; a wrong header costs no pass over the payload
-inline slot_verdict verify_slot(std::span<const std::byte> slot, const slot_geometry& geometry,
-                                const slot_identity& identity, const slot_expectation& expected) noexcept {
-  using namespace slot_impl;
-  if (slot.size() != geometry.stride) return slot_verdict::wrong_size;
-  const auto header = slot.first(geometry.header_bytes);
+namespace slot_impl {
+
+// What the header alone can prove.
+inline slot_verdict verify_header(std::span<const std::byte> header, const slot_geometry& geometry,
+                                  const slot_identity& identity, const slot_expectation& expected) noexcept {
   parsed_header found;
   if (const slot_verdict verdict = parse_header(header, geometry, identity, found); verdict != slot_verdict::ok) {
     return verdict;
@@ -314,16 +310,51 @@ inline slot_verdict verify_slot(std::span<const std::byte> slot, const slot_geom
       return slot_verdict::other_tokens;
     }
   }
+  return slot_verdict::ok;
+}
+
+// Shape   payload: null where page_values are given, which are none otherwise
+inline slot_verdict verify_payload(std::span<const std::byte> header, const slot_geometry& geometry,
+                                   const std::byte* payload, std::span<const std::uint64_t> page_values) noexcept {
   const auto bound = binding(header);
   for (std::size_t layer = 0; layer < geometry.layer_bytes.size(); ++layer) {
-    const auto at = geometry.header_bytes + geometry.layer_offsets[layer];
+    const std::size_t at = geometry.layer_offsets[layer];
+    const std::size_t bytes = geometry.layer_bytes[layer];
+    const auto known = page_values.empty() ? page_values : page_values.subspan(at / page_bytes, bytes / page_bytes);
     const auto digest = detail::load_le<std::uint64_t>(header.data() + geometry.digests_offset() +
                                                        layer * slot_geometry::layer_digest_bytes);
-    if (layer_digest(bound, layer, geometry.layer_bytes[layer], slot.data() + at) != digest) {
+    if (layer_digest(bound, layer, bytes, payload != nullptr ? payload + at : nullptr, known) != digest)
       return slot_verdict::payload_damaged;
-    }
   }
   return slot_verdict::ok;
+}
+
+}  // namespace slot_impl
+
+/// The whole proof, header and payload: `ok` means that these bytes are the block that was asked for.
+/// Shape   slot: geometry.stride bytes
+/// Thread  any, concurrently
+/// Cost    one XXH3 pass over the slot; a wrong header costs no pass over the payload
+inline slot_verdict verify_slot(std::span<const std::byte> slot, const slot_geometry& geometry,
+                                const slot_identity& identity, const slot_expectation& expected) noexcept {
+  if (slot.size() != geometry.stride) return slot_verdict::wrong_size;
+  const auto header = slot.first(geometry.header_bytes);
+  const slot_verdict verdict = slot_impl::verify_header(header, geometry, identity, expected);
+  if (verdict != slot_verdict::ok) return verdict;
+  return slot_impl::verify_payload(header, geometry, slot.data() + geometry.header_bytes, {});
+}
+
+/// The same where the payload is out of the processor's reach and its pages' checksums were computed where it lies.
+/// Shape   header: geometry.header_bytes; page_values: XXH3-64 of every page of the payload
+/// Cost    8 bytes of each page are hashed
+inline slot_verdict verify_slot(std::span<const std::byte> header, std::span<const std::uint64_t> page_values,
+                                const slot_geometry& geometry, const slot_identity& identity,
+                                const slot_expectation& expected) noexcept {
+  if (header.size() != geometry.header_bytes || page_values.size() != geometry.payload_bytes / page_bytes)
+    return slot_verdict::wrong_size;
+  const slot_verdict verdict = slot_impl::verify_header(header, geometry, identity, expected);
+  if (verdict != slot_verdict::ok) return verdict;
+  return slot_impl::verify_payload(header, geometry, nullptr, page_values);
 }
 
 }  // namespace kvx::store

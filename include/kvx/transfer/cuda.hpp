@@ -31,12 +31,15 @@ namespace kvx {
 /// run is chosen per call by size, count and direction: see cuda_technique. Without kernels the copy engine does all.
 /// Host code: nvcc is needed for the kernels alone. Nothing synchronises the device or uses the legacy stream, and
 /// once the largest calls have been seen nothing is allocated. Other streams may be captured into graphs meanwhile.
-/// Shape   payloads lie in registered arenas; engine memory is device memory of `options::device`
+/// Shape   payloads lie in registered arenas, those of a load also in registered staging memory; engine memory is
+/// device
+///         memory of `options::device`
 /// Thread  load, save: any, concurrently; each direction submits one call at a time. A thread's device is current again
 ///         after each call, but one without a context: such a thread stays on `options::device`
 /// Stream  any but one that is being captured, which is bad_argument for load, save and wait_layer
-/// Errors  bad_argument: the batch contradicts the layout, a payload outside of the arenas; device_failed. An error of
-///         the device fails the operations under way: done() is true once nothing of them runs
+/// Errors  bad_argument: the batch contradicts the layout, a payload outside of the arenas, payloads of both kinds in
+///         one batch, a save to staging memory; device_failed. An error of the device fails the operations under way:
+///         done() is true once nothing of them runs
 /// Cost    2 to 4 us of host time per block, 0.5 us per fragment where layers lie at no constant distance
 /// Source  cudaMemcpy2DAsync, cudaMemcpyBatchAsync; docs/decisions/0008-gpu-transfer.md has the measurements
 class cuda_transfer {
@@ -112,6 +115,13 @@ class cuda_transfer {
   /// Cost    20 to 75 ms per GiB, and touching what the system has not given yet, with up to 16 threads
   [[nodiscard]] status register_arena(std::span<std::byte> arena) { return core_->register_arena(arena); }
 
+  /// Lets loads take payloads from device memory, as a `direct_reader` lends them. They are moved by the copy kernel
+  /// alone, whatever `options::technique` says, and arrive as a whole. The memory outlives the loads from it; once
+  /// registered it may be registered again.
+  /// Errors  unsupported: there is no copy kernel; bad_argument: not device memory of `options::device`
+  /// Cost    of such loads: 32 blocks of threads at the speed of the device's memory, nothing over the link
+  [[nodiscard]] status register_staging(std::span<std::byte> staging) { return core_->register_staging(staging); }
+
   /// What the calibration found, or was told.
   [[nodiscard]] const cuda_costs& load_costs() const noexcept { return core_->costs(true); }
   [[nodiscard]] const cuda_costs& save_costs() const noexcept { return core_->costs(false); }
@@ -131,24 +141,26 @@ class cuda_transfer {
       block_bytes += layer;
       extent = std::max(extent, batch.layer_offsets[l] + layer);
     }
-    if (!core_->registered(batch.blocks, extent)) return errc::bad_argument;
+    const bool from_staging = Load && core_->in_staging(batch.blocks, extent);
+    if (!from_staging && !core_->registered(batch.blocks, extent)) return errc::bad_argument;
     const cuda::scope here(core_->device());
     if (const status takes = cuda::takes_work(stream); !takes) return takes;
     cuda::lane& lane = core_->lane_of(Load);
     const std::lock_guard lock(lane.mutex);
     cuda::job& job = lane.jobs.take();
     operation made(core_, job);
+    const std::size_t over_the_link = from_staging ? 0 : block_bytes * batch.blocks.size();
     // Looked at before the job counts as under way itself.
-    const bool behind = Load && core_->behind(block_bytes * batch.blocks.size());
-    if (!job.begin(block_bytes * batch.blocks.size()) || ::cudaEventRecord(job.start(), stream) != cudaSuccess) {
+    const bool behind = Load && !from_staging && core_->behind(over_the_link);
+    if (!job.begin(over_the_link) || ::cudaEventRecord(job.start(), stream) != cudaSuccess) {
       job.refused = cudaErrorUnknown;
       static_cast<void>(::cudaGetLastError());
       return errc::device_failed;
     }
-    lane.begin(job);
+    lane.begin(job, from_staging);
     cudaError_t e = cudaErrorMemoryAllocation;
     try {
-      e = copy<Load>(layout, batch, block_bytes, behind, lane);
+      e = copy<Load>(layout, batch, block_bytes, {from_staging, behind}, lane);
     } catch (...) {  // a list that could not grow
     }
     if (e == cudaSuccess) return made;
@@ -157,13 +169,20 @@ class cuda_transfer {
     return made;
   }
 
+  struct call_kind {
+    bool from_staging = false;
+    bool behind = false;  ///< small, and behind a long one
+  };
+
   template <bool Load, kv_layout Layout>
   [[nodiscard]] cudaError_t copy(const Layout& layout, const transfer_batch& batch, std::size_t block_bytes,
-                                 bool behind, cuda::lane& lane) {
+                                 call_kind kind, cuda::lane& lane) {
     const std::size_t layers = batch.layer_offsets.size();
     lane.runs.clear();
     detail::append_runs(layout, batch, batch.blocks[0], 0, layers, lane.runs);
-    const cuda_technique how = core_->choose(Load, batch.group, lane.runs, layers, batch.blocks.size(), behind);
+    const cuda_technique how =
+        kind.from_staging ? core_->choose_from_staging()
+                          : core_->choose(Load, batch.group, lane.runs, layers, batch.blocks.size(), kind.behind);
     // Whole blocks are best for saves, which nobody waits for layer by layer.
     const std::size_t groups = Load ? core_->groups(how, layers, block_bytes, batch.blocks.size()) : 1;
     for (std::size_t g = 0; g < groups; ++g) {

@@ -10,6 +10,7 @@
 #include <kvx/transfer/cuda/device.hpp>
 #include <kvx/transfer/cuda/kernels.hpp>
 #include <kvx/transfer/cuda/lane.hpp>
+#include <kvx/transfer/cuda/probe.hpp>
 
 #include <cuda_runtime_api.h>
 
@@ -48,39 +49,7 @@ struct cuda_transfer_options {
   std::size_t direct_bytes = 8U << 20U;
 };
 
-struct cuda_probe {
-  bool usable = false;
-  std::string text;  ///< the device's name, or why there is none
-};
-
 namespace cuda {
-
-/// Whether a device can be used; starts nothing on it.
-[[nodiscard]] inline cuda_probe probe(int device) {
-  const auto failed = [](cudaError_t code, const std::string& remedy) {
-    static_cast<void>(::cudaGetLastError());
-    return cuda_probe{
-        false, std::string("CUDA: ") + ::cudaGetErrorString(code) + " (" + ::cudaGetErrorName(code) + "); " + remedy};
-  };
-  int count = 0;
-  if (const cudaError_t e = ::cudaGetDeviceCount(&count); e != cudaSuccess) {
-    return failed(e, e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice
-                         ? "install NVIDIA's driver and make the device visible to this process, or use host_transfer"
-                         : "use host_transfer on this machine");
-  }
-  if (device < 0 || device >= count) {
-    return {false, "CUDA: there is no device " + std::to_string(device) + ", this process sees " +
-                       std::to_string(count) + "; check cuda_transfer::options::device"};
-  }
-  cudaDeviceProp properties{};
-  if (const cudaError_t e = ::cudaGetDeviceProperties(&properties, device); e != cudaSuccess) {
-    return failed(e, "the device does not answer");
-  }
-  if (properties.unifiedAddressing == 0) {
-    return {false, std::string("CUDA: ") + properties.name + " has no unified addresses, which copies rely on"};
-  }
-  return {true, properties.name};
-}
 
 /// What a `cuda_transfer` and its operations share; operations may outlive the engine.
 class core {
@@ -145,6 +114,30 @@ class core {
     const std::lock_guard lock(arenas_mutex_);
     return std::all_of(blocks.begin(), blocks.end(),
                        [&](const block_copy& block) { return inside_an_arena(std::span(block.payload, bytes)); });
+  }
+
+  [[nodiscard]] status register_staging(std::span<std::byte> staging) {
+    if (with_.kernels.copy == nullptr) return errc::unsupported;
+    if (staging.empty()) return {};
+    {
+      const scope here(device_);
+      if (!on_device(staging.data()) || !on_device(&staging.back())) return errc::bad_argument;
+    }
+    const std::lock_guard lock(arenas_mutex_);
+    if (!inside_one(staging_, staging)) staging_.push_back(staging);
+    return {};
+  }
+  /// Whether all of the payloads lie in registered staging memory.
+  /// Shape   bytes: from each payload on
+  [[nodiscard]] bool in_staging(std::span<const block_copy> blocks, std::size_t bytes) const {
+    const std::lock_guard lock(arenas_mutex_);
+    return std::all_of(blocks.begin(), blocks.end(),
+                       [&](const block_copy& block) { return inside_one(staging_, std::span(block.payload, bytes)); });
+  }
+  /// How loads from there are moved.
+  [[nodiscard]] cuda_technique choose_from_staging() noexcept {
+    last_[0].store(cuda_technique::direct);
+    return cuda_technique::direct;
   }
 
   [[nodiscard]] const used_device& device() const noexcept { return device_; }
@@ -249,16 +242,28 @@ class core {
 
   // The caller holds the arenas' mutex.
   [[nodiscard]] bool inside_an_arena(std::span<const std::byte> bytes) const noexcept {
-    return std::any_of(arenas_.begin(), arenas_.end(), [&](const std::span<std::byte> arena) {
-      return !std::less<>{}(bytes.data(), static_cast<const std::byte*>(arena.data())) &&
-             bytes.size() <= arena.size() &&
-             static_cast<std::size_t>(bytes.data() - arena.data()) <= arena.size() - bytes.size();
+    return inside_one(arenas_, bytes);
+  }
+  [[nodiscard]] static bool inside_one(std::span<const std::span<std::byte>> ranges,
+                                       std::span<const std::byte> bytes) noexcept {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const std::span<std::byte> range) {
+      return !std::less<>{}(bytes.data(), static_cast<const std::byte*>(range.data())) &&
+             bytes.size() <= range.size() &&
+             static_cast<std::size_t>(bytes.data() - range.data()) <= range.size() - bytes.size();
     });
   }
 
   [[nodiscard]] static bool pinned(const std::byte* at) noexcept {
     cudaPointerAttributes found{};
     if (::cudaPointerGetAttributes(&found, at) == cudaSuccess) return found.type == cudaMemoryTypeHost;
+    static_cast<void>(::cudaGetLastError());
+    return false;
+  }
+  [[nodiscard]] bool on_device(const std::byte* at) const noexcept {
+    cudaPointerAttributes found{};
+    if (::cudaPointerGetAttributes(&found, at) == cudaSuccess) {
+      return found.type == cudaMemoryTypeDevice && found.device == device_.index();
+    }
     static_cast<void>(::cudaGetLastError());
     return false;
   }
@@ -289,6 +294,7 @@ class core {
   mutable std::mutex arenas_mutex_;
   std::vector<std::span<std::byte>> arenas_;
   std::vector<std::span<std::byte>> pinned_;  // those of them that are ours to unpin
+  std::vector<std::span<std::byte>> staging_;
 };
 
 }  // namespace cuda

@@ -14,7 +14,7 @@ enum class cuda_technique : std::uint8_t {
   strided,  ///< copy engine, one copy of a matrix per block: layers lie at a constant distance in one address range
   batched,  ///< copy engine, one entry per fragment
   staged,   ///< gathered or scattered in device memory by a kernel, one contiguous copy per block over the link
-  direct,   ///< a kernel of two thread blocks that reads or writes the slot over the link
+  direct,   ///< a kernel that reads or writes the slot where it is, of two thread blocks over the link
 };
 
 [[nodiscard]] constexpr std::string_view to_string(cuda_technique how) noexcept {

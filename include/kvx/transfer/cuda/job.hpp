@@ -115,13 +115,13 @@ class job {
   /// Room for one more entry of a list that a kernel reads, contiguous with the one before unless that was `cut`.
   [[nodiscard]] cuda_copy* add_copy(bool& cut) {
     cut = false;
-    if (chunk_ < chunks_.size() && filled_ == copies_per_chunk) {
+    if (chunk_ < chunks_.size() && filled_ == copies_in(chunk_)) {
       ++chunk_;
       filled_ = 0;
       cut = true;
     }
     if (chunk_ == chunks_.size()) {
-      pinned_memory made = make_pinned_memory(copies_per_chunk * sizeof(cuda_copy), cudaHostAllocWriteCombined);
+      pinned_memory made = make_pinned_memory(copies_in(chunk_) * sizeof(cuda_copy), cudaHostAllocWriteCombined);
       if (made == nullptr) return nullptr;
       chunks_.push_back(std::move(made));
       cut = true;
@@ -130,6 +130,11 @@ class job {
   }
 
  private:
+  // Many jobs are of one block: to pin more for the first of each would take longer than its copies.
+  [[nodiscard]] static constexpr std::size_t copies_in(std::size_t chunk) noexcept {
+    return chunk == 0 ? 1024 : copies_per_chunk;
+  }
+
   enum : int { pending, succeeded, failed };
   struct group {
     std::size_t end_layer = 0;

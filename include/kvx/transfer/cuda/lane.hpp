@@ -28,7 +28,7 @@ struct lane_options {
   std::size_t piece_bytes = 0;     ///< of one call of the copy engine
   std::size_t staging_bytes = 0;   ///< of the whole ring
   std::size_t staging_pieces = 0;  ///< of which at most this many are on their way
-  unsigned staging_blocks = 32;    ///< thread blocks of gather and scatter
+  unsigned staging_blocks = 32;    ///< thread blocks of kernels that stay in device memory
 };
 
 /// One direction: its streams, its staging memory, and the job that is being submitted to them.
@@ -59,8 +59,10 @@ class lane {
     }
   }
 
-  void begin(job& which) noexcept {
+  /// Shape   on_device: slots lie in device memory, so that `direct` need not spare the link
+  void begin(job& which, bool on_device = false) noexcept {
     job_ = &which;
+    direct_blocks_ = on_device ? with_.staging_blocks : link_blocks;
     ramp_ = first_piece_bytes;
     for (own_stream* each : all()) each->joined = each->dirty = false;
   }
@@ -198,6 +200,8 @@ class lane {
   static constexpr std::size_t alignment = 256;
   // A call starts with less than a piece, and doubles that: the link idles until the host has the first ready.
   static constexpr std::size_t first_piece_bytes = 1U << 20U;
+  // Over the link two keep it full, and leave the engine's kernels the rest.
+  static constexpr unsigned link_blocks = 2;
 
   struct own_stream {
     stream_handle handle;
@@ -283,6 +287,8 @@ class lane {
   }
 
   [[nodiscard]] cudaError_t launch(own_stream& on, unsigned blocks) noexcept {
+    constexpr std::uint32_t warps_per_block = cuda_kernels::copy_threads / 32;
+    blocks = std::min(blocks, (listed_ + warps_per_block - 1) / warps_per_block);
     const cuda_copy* list = list_;
     std::uint32_t count = listed_;
     void* arguments[] = {&list, &count};
@@ -295,7 +301,7 @@ class lane {
   [[nodiscard]] cudaError_t flush_direct() noexcept {
     if (listed_ == 0) return cudaSuccess;
     if (const cudaError_t e = use(urgent_); e != cudaSuccess) return e;
-    return launch(urgent_, 2);
+    return launch(urgent_, direct_blocks_);
   }
 
   // A piece goes round, emptied, filled, emptied, with each step behind the one before on the other side.
@@ -333,11 +339,7 @@ class lane {
     if (e == cudaSuccess) kernels_.dirty = false;
     return e;
   }
-  [[nodiscard]] cudaError_t scatter_or_gather() noexcept {
-    constexpr std::uint32_t warps_per_block = cuda_kernels::copy_threads / 32;
-    const std::uint32_t most = (listed_ + warps_per_block - 1) / warps_per_block;
-    return launch(kernels_, std::min(with_.staging_blocks, most));
-  }
+  [[nodiscard]] cudaError_t scatter_or_gather() noexcept { return launch(kernels_, with_.staging_blocks); }
   [[nodiscard]] cudaError_t copy_ranges() {
     std::byte* const base = static_cast<std::byte*>(staging_.get()) + piece_ * piece_size_;
     for (const range& each : ranges_) {
@@ -364,6 +366,7 @@ class lane {
   // The submission under way.
   job* job_ = nullptr;
   std::size_t ramp_ = 0;
+  unsigned direct_blocks_ = link_blocks;
   batch entries_;
   std::size_t piece_ = 0;
   std::size_t filled_ = 0;
