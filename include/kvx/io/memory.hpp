@@ -42,7 +42,6 @@ class memory_io {
   [[nodiscard]] std::string_view name() const noexcept { return "memory"; }
   bool stop(std::chrono::milliseconds deadline) { return pool_.stop(deadline); }
 
-
  private:
   struct mover {
     detail::io_memory_files* files;
