@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/concepts/direct_reader.hpp>
+#include <kvx/detail/staging_source.hpp>
+#include <kvx/direct_ticket.hpp>
 #include <kvx/metrics/snapshot.hpp>
 #include <kvx/plan.hpp>
 #include <kvx/sequence.hpp>
@@ -55,6 +58,19 @@ class any_cache {
                                          std::size_t first = 0) {
     return held_->load(what, ids, stream, first);
   }
+  template <direct_reader Reader>
+  [[nodiscard]] direct_load_ticket load_direct(const plan& what, std::span<const block_id> ids,
+                                               const std::shared_ptr<Reader>& through, Stream stream = {},
+                                               std::size_t first = 0) {
+    return load_direct(what, group_block_ids(&ids, 1), through, stream, first);
+  }
+  template <direct_reader Reader>
+  [[nodiscard]] direct_load_ticket load_direct(const plan& what, group_block_ids ids,
+                                               const std::shared_ptr<Reader>& through, Stream stream = {},
+                                               std::size_t first = 0) {
+    if (through == nullptr) return direct_load_ticket(errc::bad_argument);
+    return held_->load_direct(what, ids, std::make_shared<detail::staging_source_of<Reader>>(through), stream, first);
+  }
   [[nodiscard]] save_ticket save(const sequence& from, std::size_t first, std::span<const block_id> ids,
                                  Stream stream = {}) {
     return held_->save(from, first, {&ids, 1}, stream);
@@ -88,6 +104,8 @@ class any_cache {
     virtual std::size_t available(std::span<const block_key>) const = 0;
     virtual prefetch_ticket prefetch(plan, std::size_t) = 0;
     virtual load_ticket<Stream> load(const plan&, group_block_ids, Stream, std::size_t) = 0;
+    virtual direct_load_ticket load_direct(const plan&, group_block_ids, const std::shared_ptr<detail::staging_source>&,
+                                           Stream, std::size_t) = 0;
     virtual save_ticket save(const sequence&, std::size_t, group_block_ids, Stream) = 0;
     virtual sequence make_sequence(std::span<const token_id>, const scope&, std::span<const block_extra>) const = 0;
     virtual status extend(sequence&, std::span<const token_id>, std::span<const block_extra>) const = 0;
@@ -115,6 +133,11 @@ class any_cache {
     prefetch_ticket prefetch(plan what, std::size_t first) override { return cache.prefetch(std::move(what), first); }
     load_ticket<Stream> load(const plan& what, group_block_ids ids, Stream stream, std::size_t first) override {
       return cache.load(what, ids, stream, first);
+    }
+    direct_load_ticket load_direct(const plan& what, group_block_ids ids,
+                                   const std::shared_ptr<detail::staging_source>& through, Stream stream,
+                                   std::size_t first) override {
+      return cache.load_direct(what, ids, through, stream, first);
     }
     save_ticket save(const sequence& from, std::size_t first, group_block_ids ids, Stream stream) override {
       return cache.save(from, first, ids, stream);

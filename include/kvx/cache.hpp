@@ -6,6 +6,7 @@
 #include <kvx/concepts/direct_reader.hpp>
 #include <kvx/detail/cache_core.hpp>
 #include <kvx/detail/leak.hpp>
+#include <kvx/detail/staging_source.hpp>
 #include <kvx/direct_ticket.hpp>
 #include <kvx/hash/key_chain.hpp>
 #include <kvx/options.hpp>
@@ -163,6 +164,15 @@ class cache {
   [[nodiscard]] direct_load_ticket load_direct(const plan& what, group_block_ids ids,
                                                const std::shared_ptr<Reader>& through, stream_type stream = {},
                                                std::size_t first = 0) {
+    static_assert(detail::takes_staging<Transfer> || !detail::staged_on_device<Reader>,
+                  "this transfer engine cannot read the reader's memory; cuda_transfer can");
+    if (through == nullptr) return direct_load_ticket(errc::bad_argument);
+    return load_direct(what, ids, std::make_shared<detail::staging_source_of<Reader>>(through), stream, first);
+  }
+  /// The same for any_cache, which does not know the reader's type.
+  [[nodiscard]] direct_load_ticket load_direct(const plan& what, group_block_ids ids,
+                                               const std::shared_ptr<detail::staging_source>& through,
+                                               stream_type stream, std::size_t first) {
     auto begun = core_->direct.load(what, first, ids, through, stream);
     return begun ? direct_load_ticket(std::move(*begun), core_) : direct_load_ticket(begun.status());
   }

@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -173,6 +174,35 @@ TEST_CASE("a cache of archetypes loads what it saved, from memory and after a re
   CHECK(again.match(tokens_of(1, 41)).where(0) == kvx::tier::storage);
   CHECK(load_prompt(again, e, 1, 41) == 10);
   CHECK(again.match(tokens_of(1, 41)).where(0) == kvx::tier::memory);
+}
+
+TEST_CASE("a cache of archetypes loads straight from storage, also behind any_cache") {
+  const kvx_test::temporary_directory root;
+  engine e;
+  const bare_layout layout(e.memory.data(), block_bytes, page_count, block_tokens);
+  {
+    bare_cache cache(options_at(root.path()), layout);
+    save_prompt(cache, e, 1, 41);
+  }
+  std::fill(e.memory.begin(), e.memory.end(), std::byte{0});
+  const auto check = [&](auto& cache) {
+    const auto reader = std::make_shared<kvx::archetype::direct_reader>(cache.block_bytes(), 2);
+    const kvx::plan plan = cache.match(tokens_of(1, 41));
+    const auto ticket = cache.load_direct(plan, pages_from(page_count / 2, plan.blocks()), reader, stream);
+    REQUIRE(ticket.wait_for(patience));
+    CHECK(ticket.loaded_blocks() == 10);
+    for (std::size_t b = 0; b < ticket.loaded_blocks(); ++b)
+      CHECK(e.holds(static_cast<kvx::block_id>(page_count / 2 + b), plan.keys[b]));
+    const auto none = cache.load_direct(plan, pages_from(page_count / 2, plan.blocks()),
+                                        std::shared_ptr<kvx::archetype::direct_reader>{}, stream);
+    CHECK(none.outcome() == kvx::status{kvx::errc::bad_argument});
+    CHECK(cache.match(tokens_of(1, 41)).where(0) == kvx::tier::storage);
+  };
+  bare_cache typed(options_at(root.path()), layout);
+  check(typed);
+  std::fill(e.memory.begin(), e.memory.end(), std::byte{0});
+  kvx::any_cache<bare_transfer::stream_type> erased(std::move(typed));
+  check(erased);
 }
 
 TEST_CASE("a cache of archetypes evicts in both tiers") {

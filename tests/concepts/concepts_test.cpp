@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // For each requirement of each concept one type that breaks it and nothing else: its archetype, but for one member.
 #include <kvx/concepts/admission.hpp>
+#include <kvx/concepts/direct_reader.hpp>
 #include <kvx/concepts/eviction.hpp>
 #include <kvx/concepts/hasher.hpp>
 #include <kvx/concepts/io.hpp>
@@ -144,6 +145,61 @@ struct observes_single_keys : model::admission {
   void used(std::uint64_t) {}
 };
 static_assert(admission_policy<observes_single_keys> && !usage_observer<observes_single_keys>);
+
+// direct_reader
+
+struct submits_one_slot : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void submit(const direct_request&) {}
+};
+static_assert(!direct_reader<submits_one_slot>);
+
+struct keeps_payloads : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void give_back(std::byte*) = delete;
+};
+static_assert(!direct_reader<keeps_payloads>);
+
+struct hears_of_no_file : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void detach(int) = delete;
+};
+static_assert(!direct_reader<hears_of_no_file>);
+
+struct hides_its_staging : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  [[nodiscard]] std::span<const std::byte> staging() const { return {}; }
+};
+static_assert(!direct_reader<hides_its_staging>);
+
+struct capacity_changes : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  std::size_t capacity() { return 1; }
+};
+static_assert(!direct_reader<capacity_changes>);
+
+struct without_block_bytes : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void block_bytes() const = delete;
+};
+static_assert(!direct_reader<without_block_bytes>);
+
+struct nameless_reader : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void name() const = delete;
+};
+static_assert(!direct_reader<nameless_reader>);
+
+struct reader_stops_without_a_verdict : model::direct_reader {
+  using model::direct_reader::direct_reader;
+  void stop(std::chrono::milliseconds) {}
+};
+static_assert(!direct_reader<reader_stops_without_a_verdict>);
+
+struct like_the_reader_archetype : model::direct_reader {
+  using model::direct_reader::direct_reader;
+};
+static_assert(direct_reader<like_the_reader_archetype>);
 
 // eviction_policy
 

@@ -44,19 +44,18 @@ class direct_loader {
       : state_(state), layout_(layout), transfer_(transfer), known_(sources) {}
 
   /// Errors  bad_argument: the plan, the ids or the reader do not fit; then there is no state
-  template <direct_reader Reader>
   [[nodiscard]] result<std::shared_ptr<direct_state>> load(const plan& what, std::size_t first, ids_of_groups ids,
-                                                           const std::shared_ptr<Reader>& through, stream_type stream) {
+                                                           const std::shared_ptr<staging_source>& through,
+                                                           stream_type stream) {
     state_.metrics.load.calls.add();
-    if (through == nullptr || !fits(what, first, ids)) return errc::bad_argument;
+    if (!fits(what, first, ids)) return errc::bad_argument;
     for (const auto& g : state_.groups)
       if (g->geometry.stride > through->block_bytes()) return errc::bad_argument;
-    constexpr bool to_device = requires { transfer_.register_staging(through->staging()); };
-    static_assert(
-        to_device || !requires { requires Reader::on_device; },
-        "this transfer engine cannot read the reader's memory; cuda_transfer can");
-    if constexpr (to_device)
+    if constexpr (takes_staging<Transfer>) {
       if (const status known = transfer_.register_staging(through->staging()); !known) return known;
+    } else if (through->on_device()) {
+      return errc::bad_argument;
+    }
 
     const clock::time_point now = clock::now();
     const auto ticket = make_ticket(what, first, ids, now);
@@ -67,7 +66,7 @@ class direct_loader {
     const auto job = std::make_shared<order>(order{ticket, nullptr, stream, {}});
     for (const auto& of_group : ids) job->ids.emplace_back(of_group.begin(), of_group.end());
     job->first = first;
-    const std::shared_ptr<staging_source> source = known_.of(through);
+    const std::shared_ptr<staging_source> source = known_.keep(through);
     {
       const std::lock_guard lock(state_.mutex);
       if (ticket->entries() == 0) state_.complete(ticket->id(), completion::operation::load, {});
@@ -115,6 +114,7 @@ class direct_loader {
   };
   [[nodiscard]] std::vector<requests_of_source> admit(clock::time_point now) {
     std::vector<requests_of_source> all;
+    if (state_.stopping) return all;
     for (const auto& each : sources_)
       if (auto requests = admit(*each, now); !requests.empty()) all.push_back({each->source, std::move(requests)});
     return all;
@@ -351,20 +351,19 @@ class direct_loader {
       state_.metrics.latency.verify.record(clock::now() - came);
     }
     bool copies = false;
-    {
-      const std::lock_guard lock(state_.mutex);
-      copies = settle_read(p, outcome, verdict, came);
-      if (copies)
-        ++submitting_;
-      else
-        give_back(p);
-    }
-    if (copies) copy(std::move(ended));
     std::vector<requests_of_source> more;
     {
       const std::lock_guard lock(state_.mutex);
-      if (!state_.stopping) more = admit(clock::now());
+      copies = settle_read(p, outcome, verdict, came);
+      if (copies) {
+        ++submitting_;
+      } else {
+        give_back(p);
+        more = admit(clock::now());
+      }
     }
+    // From here on the cache may be destroyed, unless something of it is under way.
+    if (copies) more = copy(std::move(ended));
     for (const requests_of_source& each : more) each.source->submit(each.requests);
   }
 
@@ -397,17 +396,22 @@ class direct_loader {
     return false;
   }
 
-  void copy(std::unique_ptr<passage> proved) noexcept {
+  // Returns what to submit next.
+  [[nodiscard]] std::vector<requests_of_source> copy(std::unique_ptr<passage> proved) noexcept {
     const order& of = *proved->of;
     const std::uint16_t group = of.ticket->wanted[proved->entry].group;
     const block_copy block{proved->staged, pages_of(of, proved->entry)};
     const auto op = transfer_.load(layout_, {group, proved->group->geometry.layer_offsets, {&block, 1}}, of.stream);
     const std::lock_guard lock(state_.mutex);
     --submitting_;
-    if (!op) return arrived(*proved, op.status(), clock::now());
-    proved->copy = *op;
-    copying_.push_back(std::move(proved));
-    if (copying_.size() == 1) state_.wake_pump();  // it looks again by itself while there are some
+    if (op) {
+      proved->copy = *op;
+      copying_.push_back(std::move(proved));
+      if (copying_.size() == 1) state_.wake_pump();  // it looks again by itself while there are some
+    } else {
+      arrived(*proved, op.status(), clock::now());
+    }
+    return admit(clock::now());
   }
 
   // A copy ended, or none was submitted.

@@ -81,6 +81,7 @@ struct cufile_report {
 class cufile {
  public:
   using options = cufile_options;
+  static constexpr bool on_device = true;
 
   explicit cufile(const cufile_options& with)
       : with_(checked(with)),
