@@ -313,6 +313,18 @@ TEST_CASE("what is read back into memory is not for its admission policy to refu
   CHECK(log.positions.size() == 2);
 }
 
+TEST_CASE("what is read back into memory is not for its eviction policy to refuse") {
+  const trace work = trace_of({{1}, {2}, {1}});
+  told log;
+  log.refuse = key_of(0);
+  policy_tier<listening_policy> memory(work, 1, rules{}, listening_policy(1, log));
+  policy_tier<strict_lru> storage(work, 4, rules{}, strict_lru(4));
+  replay(work, {}, memory, storage);
+  CHECK(storage.counts.hit_blocks == 1);
+  CHECK(memory.counts.inserted == 3);
+  CHECK_MESSAGE(log.asked == std::vector<std::uint64_t>{key_of(1)}, "the first has an empty tier, the last was stored");
+}
+
 TEST_CASE("two tiers: what memory gave up is found on storage, and only what is in neither is written there") {
   const trace work = trace_of({{1, 2}, {3, 4}, {1, 2}, {1, 2}});
   policy_tier<kvx::lru> memory(work, 2, rules{}, kvx::lru(2));

@@ -72,9 +72,12 @@ class policy_tier final : public tier {
   }
 
  private:
+  /// A block that is not here and may come in. What is read back needs its slot for the I/O: nobody is asked.
+  enum newcomer : char { none, saved, read_back };
+
   /// Marks the blocks that are not here and may come in.
   void choose_newcomers(const request& now, std::span<const arrival> arrivals) {
-    newcomer_.assign(now.blocks.size(), 0);
+    newcomer_.assign(now.blocks.size(), none);
     if constexpr (kvx::usage_observer<Admission>) {
       keys_.clear();
       for (std::size_t i = 0; i < now.blocks.size() && holds(now.blocks[i]); ++i)
@@ -100,7 +103,7 @@ class policy_tier final : public tier {
           }
         }
       }
-      newcomer_[i] = 1;
+      newcomer_[i] = how == arrival::read_back ? read_back : saved;
     }
   }
 
@@ -152,7 +155,7 @@ class policy_tier final : public tier {
       timed([&] { policy_.touch(std::span(&slot, 1)); });
       return;
     }
-    if (newcomer_[i] == 0 || !make_room(block)) return;
+    if (newcomer_[i] == none || !make_room(block, newcomer_[i])) return;
     const kvx::eviction_entry made = entry(now, i, here_.put(block));
     ++counts.inserted;
     timed([&] { policy_.insert(std::span(&made, 1)); });
@@ -163,8 +166,8 @@ class policy_tier final : public tier {
     entries_.clear();
     bool refusing = false;
     for (std::size_t i = first; i < end; ++i) {
-      if (newcomer_[i] == 0) continue;
-      if (refusing || !make_room(now.blocks[i])) {
+      if (newcomer_[i] == none) continue;
+      if (refusing || !make_room(now.blocks[i], newcomer_[i])) {
         if (refusing) ++counts.refused;
         refusing = true;
         continue;
@@ -175,7 +178,7 @@ class policy_tier final : public tier {
     if (entries_.empty()) return;
     if constexpr (kvx::chained_eviction<Policy>) {
       // What an earlier part brought in is continued. What was here before is of another age.
-      if (first != 0 && newcomer_[first - 1] != 0 && holds(now.blocks[first - 1])) {
+      if (first != 0 && newcomer_[first - 1] != none && holds(now.blocks[first - 1])) {
         for (const kvx::eviction_entry& e : entries_) insert_behind_parent(e);
         return;
       }
@@ -183,19 +186,19 @@ class policy_tier final : public tier {
     std::reverse(entries_.begin(), entries_.end());
     timed([&] { policy_.insert(entries_); });
   }
-  void insert_behind_parent(const kvx::eviction_entry& newcomer) {
-    const kvx::slot_index parent = here_.parent_slot(newcomer.slot);
+  void insert_behind_parent(const kvx::eviction_entry& behind) {
+    const kvx::slot_index parent = here_.parent_slot(behind.slot);
     if (parent == kvx::no_slot)
-      timed([&] { policy_.insert(std::span(&newcomer, 1)); });
+      timed([&] { policy_.insert(std::span(&behind, 1)); });
     else
-      timed([&] { policy_.insert_behind(newcomer, parent); });
+      timed([&] { policy_.insert_behind(behind, parent); });
   }
 
-  [[nodiscard]] bool make_room(block_number block) {
+  [[nodiscard]] bool make_room(block_number block, newcomer how) {
     if (!here_.full()) return true;
     kvx::slot_index victim = kvx::no_slot;
     // Pins only grow while a request lasts: a policy that found no victim need not look again.
-    if (!nothing_may_go_ && admits(block)) {
+    if (!nothing_may_go_ && (how == read_back || admits(block))) {
       timed([&] { victim = policy_.evict([this](kvx::slot_index candidate) { return pinned(candidate); }); });
       nothing_may_go_ = victim == kvx::no_slot;
     }
@@ -227,7 +230,7 @@ class policy_tier final : public tier {
   std::uint32_t block_tokens_;
   rules how_;
   bool nothing_may_go_ = false;
-  std::vector<char> newcomer_;
+  std::vector<newcomer> newcomer_;
   std::vector<kvx::eviction_entry> entries_;
   std::vector<kvx::slot_index> touched_;
   std::vector<std::uint64_t> keys_;
