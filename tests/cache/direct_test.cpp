@@ -138,6 +138,45 @@ class odd_reader {
 };
 static_assert(kvx::direct_reader<odd_reader>);
 
+/// Copies at once; on stream 1 nothing is said to have ended while `held`.
+class held_transfer {
+ public:
+  struct stream_type {
+    int number = 0;
+  };
+  static inline std::atomic<bool> held{false};
+
+  class operation {
+   public:
+    operation() = default;
+    explicit operation(bool waits) : waits_(waits) {}
+    [[nodiscard]] kvx::status wait_layer(std::size_t, stream_type) const { return {}; }
+    [[nodiscard]] bool done() const noexcept { return !waits_ || !held; }
+    [[nodiscard]] kvx::status outcome() const noexcept { return {}; }
+    void wait() const {
+      while (!done()) std::this_thread::sleep_for(1ms);
+    }
+
+   private:
+    bool waits_ = false;
+  };
+
+  template <kvx::kv_layout Layout>
+  [[nodiscard]] kvx::result<operation> load(const Layout& layout, const kvx::transfer_batch& batch, stream_type on) {
+    if (const auto moved = copies_.load(layout, batch, {}); !moved) return moved.status();
+    return operation(on.number == 1);
+  }
+  template <kvx::kv_layout Layout>
+  [[nodiscard]] kvx::result<operation> save(const Layout& layout, const kvx::transfer_batch& batch, stream_type) {
+    if (const auto moved = copies_.save(layout, batch, {}); !moved) return moved.status();
+    return operation{};
+  }
+  [[nodiscard]] kvx::status register_arena(std::span<std::byte> arena) { return copies_.register_arena(arena); }
+
+ private:
+  kvx::archetype::transfer copies_;
+};
+
 kvx::options small_options(const std::string& root) {
   kvx::options o = kvx_test::patient_options(root);
   o.memory_bytes = 4U << 20U;
@@ -316,6 +355,67 @@ TEST_CASE("after errors in a row storage is left alone") {
   CHECK(f.reader->read() == before);
 }
 
+TEST_CASE("storage that sits on reads past deadlines is left alone, and what it brings later says nothing for it") {
+  kvx::options o = small_options({});
+  o.load_deadline = 30ms;
+  o.breaker_failures = 2;
+  o.breaker_pause = patience;
+  fixture f(o, 4);
+  const kvx::plan plan = f.cache->match(f.chain);
+  f.reader->close();
+  for (int i = 0; i < 2; ++i) REQUIRE(f.load(plan).wait_for(patience));
+  f.reader->open();
+  REQUIRE(f.cache->drain(patience));
+  CHECK(f.cache->stats().breaker_load.opened == 1);
+  const std::size_t before = f.reader->read();
+  const auto ticket = f.load(plan);
+  REQUIRE(ticket.wait_for(patience));
+  CHECK(ticket.outcome(0) == kvx::errc::miss);
+  CHECK(f.reader->read() == before);
+}
+
+TEST_CASE("without storage, and more of it than a prefetch may keep, what is in memory comes") {
+  test_engine engine{test_engine::shape{}};
+  kvx::options o = small_options({});
+  o.memory_bytes = 12U * 16384;
+  kvx::host_cache<> cache(o, engine.layout());
+  const kvx::sequence chain = cache.make_sequence(tokens_of(1, 4 * blocks + 1));
+  for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+  REQUIRE(cache.save(chain, 0, pages_from(0, blocks)).wait_stored(patience));
+  const auto reader = std::make_shared<odd_reader>(cache.block_bytes(), 1);
+  const auto ticket = cache.load_direct(cache.match(chain), pages_from(loaded_from, blocks), reader);
+  REQUIRE(ticket.wait_for(patience));
+  CHECK(ticket.loaded_blocks() == blocks);
+  for (std::size_t b = 0; b < blocks; ++b)
+    CHECK(engine.holds(static_cast<kvx::block_id>(loaded_from + b), chain.key(b)));
+  CHECK(reader->read() == 0);
+}
+
+TEST_CASE("copies that wait on one stream do not hide that those on another ended") {
+  kvx_test::temporary_directory root;
+  test_engine engine{test_engine::shape{.pages = 128}};
+  const kvx::options o = small_options(root.path());
+  kvx::sequence chain;
+  {
+    kvx::host_cache<> first(o, engine.layout());
+    chain = first.make_sequence(tokens_of(1, 4 * blocks + 1));
+    for (std::size_t b = 0; b < blocks; ++b) engine.fill(static_cast<kvx::block_id>(b), chain.key(b));
+    REQUIRE(first.save(chain, 0, pages_from(0, blocks)).wait_stored(patience));
+  }
+  kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, held_transfer> cache(o, engine.layout());
+  const auto reader = std::make_shared<odd_reader>(cache.block_bytes(), 2 * blocks);
+  held_transfer::held = true;
+  const kvx::plan plan = cache.match(chain);
+  const auto waits = cache.load_direct(plan, pages_from(loaded_from, blocks), reader, held_transfer::stream_type{1});
+  while (reader->read() != blocks) std::this_thread::sleep_for(1ms);
+  const auto goes = cache.load_direct(plan, pages_from(64, blocks), reader, held_transfer::stream_type{2});
+  CHECK(goes.wait_for(patience));
+  CHECK(goes.loaded_blocks() == blocks);
+  CHECK_FALSE(waits.done());
+  held_transfer::held = false;
+  CHECK(waits.wait_for(patience));
+}
+
 TEST_CASE("cancelled or too late: the ticket ends, and no page is written although the reads go on") {
   kvx::options o = small_options({});
   kvx::errc why = kvx::errc::cancelled;
@@ -337,6 +437,11 @@ TEST_CASE("cancelled or too late: the ticket ends, and no page is written althou
   REQUIRE(ticket.wait_for(patience));
   CHECK(ticket.outcome() == kvx::status{why});
   CHECK(ticket.loaded_blocks() == 0);
+  const kvx::metrics_snapshot stats = f.cache->stats();
+  CHECK(stats.load.failed_blocks == 0);
+  CHECK(stats.load.timed_out_blocks == (by_deadline ? blocks : 0));
+  CHECK(stats.load.cancelled_blocks == (by_deadline ? 0 : blocks));
+  CHECK(stats.storage.timeouts == (by_deadline ? f.reader->capacity() : 0));  // all that were begun
   f.reader->open();
   REQUIRE(f.cache->drain(patience));
   CHECK(f.arrived(0));

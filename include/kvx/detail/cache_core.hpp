@@ -217,6 +217,7 @@ struct cache_core final : ticket_owner, direct_owner {
     const std::lock_guard lock(state.mutex);
     save.close();
     write.close();
+    static_cast<void>(direct.poll(clock::now()));
     const std::size_t buffers = state.reads_under_way + state.writes_under_way + direct.under_way();
     const bool whole = ended && buffers == 0 && !load.poll(clock::now()) && !save.copying();
     if (!whole) state.runtime->count_leak(buffers, state.opts.memory_bytes);

@@ -11,6 +11,8 @@
 #include <kvx/plan.hpp>
 #include <kvx/store/slot_format.hpp>
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -63,9 +65,8 @@ class direct_loader {
     std::vector<std::vector<block_copy>> from_memory(state_.groups.size());
     std::vector<std::unique_ptr<passage>> held;
     std::vector<direct_request> requests;
-    const auto job = std::make_shared<order>(order{ticket, nullptr, stream, {}});
+    const auto job = std::make_shared<order>(order{ticket, nullptr, stream, {}, first, 0});
     for (const auto& of_group : ids) job->ids.emplace_back(of_group.begin(), of_group.end());
-    job->first = first;
     const std::shared_ptr<staging_source> source = known_.keep(through);
     {
       const std::lock_guard lock(state_.mutex);
@@ -73,13 +74,13 @@ class direct_loader {
       job->source = use_of(source);
       active_.push_back(ticket);
       for (std::size_t i = 0; i < ticket->entries(); ++i)
-        if (!take_from_memory(job, i, from_memory, held)) queue_.push_back({job, i});
+        if (!take_from_memory(job, i, from_memory, held)) job->source->queue.push_back({job, i});
       submitting_ += held.size();
       requests = admit(*job->source, now);
       state_.wake_pump();  // it watches the deadline
     }
-    if (!requests.empty()) source->submit(requests);
     copy_from_memory(from_memory, std::move(held), stream);
+    if (!requests.empty()) source->submit(requests);
     return ticket;
   }
 
@@ -92,31 +93,24 @@ class direct_loader {
 
   /// Follows copies into the pages. Returns whether some are under way. Caller holds the lock.
   bool poll(clock::time_point now) {
-    // They mostly end in their order, and to ask a device about each while readers want the lock would cost more than
-    // to hear of one late.
-    std::size_t asked = 0;
-    for (auto at = copying_.begin(); at != copying_.end() && asked != most_unended;) {
-      if (!(*at)->copy.done()) {
-        ++asked;
-        ++at;
-        continue;
-      }
-      arrived(**at, (*at)->copy.outcome(), now);
-      at = copying_.erase(at);
-    }
+    // Those of one stream end in their order, mostly, so that the oldest are asked about; and a few of the others in
+    // turn. To ask a device about each, while readers want the lock, would cost more than to hear of one late.
+    ask_from(0, now);
+    next_asked_ = ask_from(next_asked_ < copying_.size() ? next_asked_ : 0, now);
     return !copying_.empty();
   }
 
   /// Starts as many queued blocks as their readers have room for. Caller holds the lock, and submits after it let go.
   struct requests_of_source {
-    std::shared_ptr<staging_source> source;
+    staging_source* source = nullptr;
     std::vector<direct_request> requests;
   };
   [[nodiscard]] std::vector<requests_of_source> admit(clock::time_point now) {
     std::vector<requests_of_source> all;
     if (state_.stopping) return all;
     for (const auto& each : sources_)
-      if (auto requests = admit(*each, now); !requests.empty()) all.push_back({each->source, std::move(requests)});
+      if (auto requests = admit(*each, now); !requests.empty())
+        all.push_back({each->source.get(), std::move(requests)});
     return all;
   }
 
@@ -124,7 +118,10 @@ class direct_loader {
   [[nodiscard]] clock::time_point expire(clock::time_point now) {
     clock::time_point next = clock::time_point::max();
     std::erase_if(active_, [&](const std::shared_ptr<direct_state>& ticket) {
-      if (!ticket->finished() && ticket->deadline <= now) give_up(ticket, errc::timed_out, now);
+      if (!ticket->finished() && ticket->deadline <= now) {
+        count_late_reads(now);
+        give_up(ticket, errc::timed_out, now);
+      }
       if (!ticket->finished() && ticket->deadline > now) next = std::min(next, ticket->deadline);
       return ticket->finished();
     });
@@ -146,17 +143,13 @@ class direct_loader {
   void shut_down(clock::time_point now) {
     for (const auto& ticket : active_) give_up(ticket, errc::closed, now);
     active_.clear();
-    queue_.clear();
+    for (const auto& each : sources_) each->queue.clear();
   }
 
  private:
   static constexpr std::size_t most_unended = 4;
 
-  /// A reader, and how many of its places this cache has or waits for.
-  struct used_source {
-    std::shared_ptr<staging_source> source;
-    std::size_t under_way = 0;
-  };
+  struct used_source;
   /// What the blocks of one load share.
   struct order {
     std::shared_ptr<direct_state> ticket;
@@ -164,10 +157,17 @@ class direct_loader {
     stream_type stream;
     std::vector<std::vector<block_id>> ids;
     std::size_t first = 0;
+    std::size_t pinned = 0;  // blocks in memory that are being copied
   };
   struct waiting {
     std::shared_ptr<order> of;
     std::size_t entry = 0;
+  };
+  /// A reader, and how many of its places this cache has or waits for.
+  struct used_source {
+    std::shared_ptr<staging_source> source;
+    std::size_t under_way = 0;
+    std::deque<waiting> queue;
   };
   /// One block's way; lives until its read and its copy ended, whatever became of those who wanted it.
   struct passage {
@@ -181,7 +181,25 @@ class direct_loader {
     std::vector<std::uint64_t> page_values;
     std::byte* staged = nullptr;
     operation copy;
+    int file = -1;
+    std::uint64_t offset = 0;
+    clock::time_point started{};
+    bool late_counted = false;
   };
+
+  // Follows copies from one on until some have not ended; returns where it stopped.
+  std::size_t ask_from(std::size_t at, clock::time_point now) {
+    for (std::size_t unended = 0; at < copying_.size() && unended != most_unended;) {
+      if (!copying_[at]->copy.done()) {
+        ++unended;
+        ++at;
+        continue;
+      }
+      arrived(*copying_[at], copying_[at]->copy.outcome(), now);
+      copying_.erase(copying_.begin() + static_cast<std::ptrdiff_t>(at));
+    }
+    return at;
+  }
 
   [[nodiscard]] bool fits(const plan& what, std::size_t first, ids_of_groups ids) const {
     if (!state_.fits(what) || ids.size() != state_.groups.size() || first > what.blocks()) return false;
@@ -208,7 +226,7 @@ class direct_loader {
   [[nodiscard]] used_source* use_of(const std::shared_ptr<staging_source>& source) {
     for (const auto& each : sources_)
       if (each->source == source) return each.get();
-    sources_.push_back(std::make_unique<used_source>(used_source{source}));
+    sources_.push_back(std::make_unique<used_source>(used_source{source, 0, {}}));
     return sources_.back().get();
   }
 
@@ -231,8 +249,8 @@ class direct_loader {
     const slot_index slot = node == no_node ? no_slot : g.index.memory_slot(node);
     if (slot == no_slot || g.index.memory_busy(node) || !g.holds_tokens(slot, ticket.what.block(wanted.block)))
       return false;
-    if (g.memory.pins(slot) == 0 && g.memory.pinned_slots() >= state_.pin_limit(g)) return false;
     g.memory.pin(slot);
+    if (of->pinned++ == 0) ++state_.loads_under_way;
     ticket.wanted[entry].copying = true;
     auto made = std::make_unique<passage>();
     made->owner = this;
@@ -270,16 +288,11 @@ class direct_loader {
 
   [[nodiscard]] std::vector<direct_request> admit(used_source& source, clock::time_point now) {
     std::vector<direct_request> out;
-    std::deque<waiting> others;
-    while (!queue_.empty() && source.under_way < source.source->capacity()) {
-      const waiting next = std::move(queue_.front());
-      queue_.pop_front();
-      if (next.of->source != &source)
-        others.push_back(next);
-      else if (!next.of->ticket->decided(next.entry))
-        start(next, now, out);
+    while (!source.queue.empty() && source.under_way < source.source->capacity()) {
+      const waiting next = std::move(source.queue.front());
+      source.queue.pop_front();
+      if (!next.of->ticket->decided(next.entry)) start(next, now, out);
     }
-    queue_.insert(queue_.begin(), others.begin(), others.end());
     return out;
   }
 
@@ -304,6 +317,9 @@ class direct_loader {
     made->place = place;
     made->header = aligned_buffer(g.geometry.header_bytes);
     made->page_values.resize(g.geometry.payload_bytes / page_bytes);
+    made->file = from->file;
+    made->offset = from->offset;
+    made->started = now;
     reading_.push_back(made);
     ++next.of->source->under_way;
     state_.metrics.storage.in_flight_read_bytes.add(g.geometry.stride);
@@ -321,6 +337,18 @@ class direct_loader {
       self->owner->read(std::unique_ptr<passage>(self), outcome, payload);
     };
     out.push_back(request);
+  }
+
+  // One failure per ticket that waited in vain while the device sat on a read for as long as that.
+  void count_late_reads(clock::time_point now) {
+    bool stuck = false;
+    for (passage* each : reading_) {
+      if (now - each->started < state_.opts.load_deadline) continue;
+      stuck = true;
+      if (!each->late_counted) state_.metrics.storage.timeouts.add();
+      each->late_counted = true;
+    }
+    if (stuck && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
   }
 
   // Behind a block that will not come, the group's later ones are of no use to a resume.
@@ -349,22 +377,29 @@ class direct_loader {
       expected.slot_number = store::block_store::slot_number(p.place);
       verdict = store::verify_slot(p.header.span(), p.page_values, g.geometry, g.identity, expected);
       state_.metrics.latency.verify.record(clock::now() - came);
+      // What the page cache holds may be what is damaged; the next read shall ask the device.
+      if (verdict != store::slot_verdict::ok)
+        ::posix_fadvise(p.file, static_cast<off_t>(p.offset), static_cast<off_t>(g.geometry.stride),
+                        POSIX_FADV_DONTNEED);
     }
     bool copies = false;
     std::vector<requests_of_source> more;
     {
       const std::lock_guard lock(state_.mutex);
       copies = settle_read(p, outcome, verdict, came);
-      if (copies) {
-        ++submitting_;
-      } else {
+      if (!copies) {
         give_back(p);
         more = admit(clock::now());
+        state_.wake_pump();  // for what is to be told
       }
+      // What is under way keeps the cache alive, and with it this.
+      if (copies || !more.empty()) ++submitting_;
     }
-    // From here on the cache may be destroyed, unless something of it is under way.
     if (copies) more = copy(std::move(ended));
+    if (more.empty()) return;
     for (const requests_of_source& each : more) each.source->submit(each.requests);
+    const std::lock_guard lock(state_.mutex);
+    --submitting_;
   }
 
   // Returns whether the block is to be copied into the pages.
@@ -376,7 +411,9 @@ class direct_loader {
     state_.metrics.storage.in_flight_read_bytes.sub(g.geometry.stride);
     state_.storage_reads.finish(outcome.error == 0 ? g.geometry.stride : 0, came);
     state_.last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
-    if (outcome.error == 0 && state_.loads_breaker.succeeded()) state_.metrics.breaker_load.closed.add();
+    // One that came after its deadline proves nothing.
+    if (outcome.error == 0 && !p.late_counted && state_.loads_breaker.succeeded())
+      state_.metrics.breaker_load.closed.add();
     direct_state::entry& wanted = ticket.wanted[p.entry];
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
@@ -396,22 +433,24 @@ class direct_loader {
     return false;
   }
 
-  // Returns what to submit next.
+  // Returns what to submit next; what was counted as being submitted is so still where that is something.
   [[nodiscard]] std::vector<requests_of_source> copy(std::unique_ptr<passage> proved) noexcept {
     const order& of = *proved->of;
     const std::uint16_t group = of.ticket->wanted[proved->entry].group;
     const block_copy block{proved->staged, pages_of(of, proved->entry)};
     const auto op = transfer_.load(layout_, {group, proved->group->geometry.layer_offsets, {&block, 1}}, of.stream);
     const std::lock_guard lock(state_.mutex);
-    --submitting_;
     if (op) {
       proved->copy = *op;
       copying_.push_back(std::move(proved));
       if (copying_.size() == 1) state_.wake_pump();  // it looks again by itself while there are some
     } else {
       arrived(*proved, op.status(), clock::now());
+      state_.wake_pump();
     }
-    return admit(clock::now());
+    auto more = admit(clock::now());
+    if (more.empty()) --submitting_;
+    return more;
   }
 
   // A copy ended, or none was submitted.
@@ -419,6 +458,7 @@ class direct_loader {
     direct_state& ticket = *p.of->ticket;
     if (p.pinned != no_slot) {
       p.group->memory.unpin(p.pinned);
+      if (--p.of->pinned == 0) --state_.loads_under_way;
       state_.metrics.memory.read_bytes.add(p.group->geometry.payload_bytes);
     } else {
       give_back(p);
@@ -435,7 +475,19 @@ class direct_loader {
 
   void decide(direct_state& ticket, std::size_t entry, errc code, clock::time_point now) {
     if (ticket.decided(entry)) return;
-    if (code != errc::ok) state_.metrics.load.failed_blocks.add();
+    switch (code) {
+      case errc::ok:
+        break;
+      case errc::timed_out:
+        state_.metrics.load.timed_out_blocks.add();
+        break;
+      case errc::cancelled:
+        state_.metrics.load.cancelled_blocks.add();
+        break;
+      default:
+        state_.metrics.load.failed_blocks.add();
+        break;
+    }
     if (!ticket.decide(entry, code)) return;
     use(ticket);
     state_.metrics.latency.load.record(now - ticket.started);
@@ -488,10 +540,10 @@ class direct_loader {
   staging_sources& known_;
   std::vector<std::unique_ptr<used_source>> sources_;
   std::vector<std::shared_ptr<direct_state>> active_;
-  std::deque<waiting> queue_;
   std::vector<passage*> reading_;
   std::size_t submitting_ = 0;
   std::deque<std::unique_ptr<passage>> copying_;  // in the order of their submission
+  std::size_t next_asked_ = 0;
 };
 
 }  // namespace kvx::detail

@@ -83,6 +83,7 @@ class core {
     for (const std::span<std::byte> each : pinned_) static_cast<void>(::cudaHostUnregister(each.data()));
     pinned_.clear();
     arenas_.clear();
+    staging_.clear();
     static_cast<void>(::cudaGetLastError());
   }
 

@@ -127,7 +127,7 @@ class probe_reads {
   explicit probe_reads(const probe_file& file) : file_(file), slots_(file.slots()) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
       slots_[i].owner = this;
-      slots_[i].header.resize(page_bytes);
+      slots_[i].header = detail::aligned_buffer(page_bytes);
       slots_[i].values.resize(file.values(i).size() - 1);
     }
   }
@@ -141,8 +141,8 @@ class probe_reads {
       slot& one = slots_[i];
       one.reader = &reader;
       one.values.assign(one.values.size(), 0);
-      requests.push_back({file_.fd(), i * file_.slot_bytes(), file_.slot_bytes() - page_bytes, one.header, one.values,
-                          nullptr, &one, &came<Reader>});
+      requests.push_back({file_.fd(), i * file_.slot_bytes(), file_.slot_bytes() - page_bytes, one.header.span(),
+                          one.values, nullptr, &one, &came<Reader>});
     }
     file_.drop_pages();
     left_ = slots_.size();
@@ -169,7 +169,7 @@ class probe_reads {
   struct slot {
     probe_reads* owner = nullptr;
     void* reader = nullptr;
-    std::vector<std::byte> header;
+    detail::aligned_buffer header;
     std::vector<std::uint64_t> values;
     int error = 0;
   };

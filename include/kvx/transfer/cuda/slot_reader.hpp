@@ -47,7 +47,8 @@ class slot_reader {
                                std::byte*& payload) noexcept {
     const std::size_t header_bytes = request.header.size();
     if (header_bytes > block_bytes_ || request.payload_bytes > block_bytes_ - header_bytes) return {EMSGSIZE, 0};
-    if (request.page_values.size() > request.payload_bytes / page_bytes) return {EINVAL, 0};
+    if (request.payload_bytes == 0 || request.page_values.size() > request.payload_bytes / page_bytes)
+      return {EINVAL, 0};
     void* const handle = driver != nullptr ? driver->find(request.file).handle : nullptr;
     const std::size_t bytes = header_bytes + request.payload_bytes;
     detail::io_piece rest;
