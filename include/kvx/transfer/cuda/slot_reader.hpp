@@ -46,9 +46,9 @@ class slot_reader {
   [[nodiscard]] io_result read(const direct_request& request, std::byte* place, cufile_driver* driver,
                                std::byte*& payload) noexcept {
     const std::size_t header_bytes = request.header.size();
-    if (header_bytes > block_bytes_ || request.payload_bytes > block_bytes_ - header_bytes) return {EMSGSIZE, 0};
-    if (request.payload_bytes == 0 || request.page_values.size() > request.payload_bytes / page_bytes)
-      return {EINVAL, 0};
+    // A payload begins inside of its place, also an empty one.
+    if (header_bytes >= block_bytes_ || request.payload_bytes > block_bytes_ - header_bytes) return {EMSGSIZE, 0};
+    if (request.page_values.size() > request.payload_bytes / page_bytes) return {EINVAL, 0};
     void* const handle = driver != nullptr ? driver->find(request.file).handle : nullptr;
     const std::size_t bytes = header_bytes + request.payload_bytes;
     detail::io_piece rest;
