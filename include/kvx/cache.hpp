@@ -153,7 +153,8 @@ class cache {
   /// Stream  each copy starts after what was submitted to `stream` when its block had been proved; not one that is
   ///         being captured
   /// Errors  bad_argument: the plan or the ids do not fit, the reader's blocks are too small or its memory is not the
-  ///         transfer engine's device's; the rest per block, like a load's and a prefetch's
+  ///         transfer engine's device's; unsupported: a transfer engine that needs kernels for it and has none; the
+  ///         rest per block, like a load's and a prefetch's
   template <direct_reader Reader>
   [[nodiscard]] direct_load_ticket load_direct(const plan& what, std::span<const block_id> ids,
                                                const std::shared_ptr<Reader>& through, stream_type stream = {},

@@ -138,6 +138,42 @@ struct core_state {
     events.push_back({happened, where, g.identity.shard.group, to_block_key(g.index.key(node))});
   }
 
+  /// Counts how a block of an operation ended.
+  template <class OperationMetrics>
+  static void count_outcome(OperationMetrics& of, errc code) noexcept {
+    switch (code) {
+      case errc::ok:
+        break;
+      case errc::timed_out:
+        of.timed_out_blocks.add();
+        break;
+      case errc::dropped:
+        of.dropped_blocks.add();
+        break;
+      case errc::refused:
+        of.refused_blocks.add();
+        break;
+      case errc::cancelled:
+        of.cancelled_blocks.add();
+        break;
+      default:
+        of.failed_blocks.add();
+        break;
+    }
+  }
+  /// One failure per ticket that waited in vain while the device sat on a read for as long as that.
+  template <class Reads>
+  void count_late_reads(const Reads& reads, clock::time_point now) {
+    bool stuck = false;
+    for (auto* each : reads) {
+      if (now - each->started < opts.load_deadline) continue;
+      stuck = true;
+      if (!each->late_counted) metrics.storage.timeouts.add();
+      each->late_counted = true;
+    }
+    if (stuck && loads_breaker.failed(now)) metrics.breaker_load.opened.add();
+  }
+
   /// Decides one block of a prefetch; a ready one is pinned for its ticket.
   void decide(group_type& g, const slot_waiter& who, slot_index slot, errc code, clock::time_point now) {
     prefetch_state& ticket = *who.ticket;
@@ -149,19 +185,7 @@ struct core_state {
     }
     if (code == errc::ok && ticket.what->where(wanted.block, wanted.group) != tier::memory)
       ticket.bytes_ready.fetch_add(g.geometry.stride, std::memory_order_relaxed);
-    switch (code) {
-      case errc::ok:
-        break;
-      case errc::timed_out:
-        metrics.prefetch.timed_out_blocks.add();
-        break;
-      case errc::cancelled:
-        metrics.prefetch.cancelled_blocks.add();
-        break;
-      default:
-        metrics.prefetch.failed_blocks.add();
-        break;
-    }
+    count_outcome(metrics.prefetch, code);
     if (!ticket.decide(who.entry, code)) return;
     for (const auto& each : groups) each->memory.settle();
     ticket.pins_expire = now + opts.lease;
@@ -172,25 +196,7 @@ struct core_state {
   /// Decides one block of a save.
   void decide(save_state& ticket, std::size_t entry, errc code) {
     if (ticket.decided(entry)) return;
-    switch (code) {
-      case errc::ok:
-        break;
-      case errc::timed_out:
-        metrics.save.timed_out_blocks.add();
-        break;
-      case errc::dropped:
-        metrics.save.dropped_blocks.add();
-        break;
-      case errc::refused:
-        metrics.save.refused_blocks.add();
-        break;
-      case errc::cancelled:
-        metrics.save.cancelled_blocks.add();
-        break;
-      default:
-        metrics.save.failed_blocks.add();
-        break;
-    }
+    count_outcome(metrics.save, code);
     if (!ticket.decide(entry, code)) return;
     for (const auto& g : groups)
       if (g->storage) g->storage->settle();
@@ -310,6 +316,19 @@ struct core_state {
     return what.groups == groups.size() && (what.empty() || what.block_tokens == block_tokens) &&
            what.tiers.size() == groups.size() * what.blocks() &&
            (what.tokens.empty() || what.tokens.size() == what.matched_tokens());
+  }
+
+  /// How many of a plan's blocks from `first` on are to be loaded; nothing where plan and ids do not fit each other.
+  /// Shape   ids: per group
+  template <class Layout>
+  [[nodiscard]] std::optional<std::size_t> blocks_asked(const Layout& layout, const plan& what, std::size_t first,
+                                                        std::span<const std::span<const block_id>> ids) const {
+    if (!fits(what) || ids.size() != groups.size() || first > what.blocks()) return std::nullopt;
+    const std::size_t asked = ids[0].size() / layout.pages_per_block(0);
+    if (asked > what.blocks() - first) return std::nullopt;
+    for (std::size_t g = 0; g < ids.size(); ++g)
+      if (ids[g].size() != asked * layout.pages_per_block(g)) return std::nullopt;
+    return asked;
   }
 
   /// Blocks of a plan that group g needs for a resume at block `boundary`, as [first, boundary).

@@ -21,6 +21,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -50,7 +51,8 @@ class direct_loader {
                                                            const std::shared_ptr<staging_source>& through,
                                                            stream_type stream) {
     state_.metrics.load.calls.add();
-    if (!fits(what, first, ids)) return errc::bad_argument;
+    const std::optional<std::size_t> asked = state_.blocks_asked(layout_, what, first, ids);
+    if (!asked) return errc::bad_argument;
     for (const auto& g : state_.groups)
       if (g->geometry.stride > through->block_bytes()) return errc::bad_argument;
     if constexpr (takes_staging<Transfer>) {
@@ -60,7 +62,7 @@ class direct_loader {
     }
 
     const clock::time_point now = clock::now();
-    const auto ticket = make_ticket(what, first, ids, now);
+    const auto ticket = make_ticket(what, first, first + *asked, now);
     state_.metrics.load.blocks.add(ticket->entries());
     std::vector<std::vector<block_copy>> from_memory(state_.groups.size());
     std::vector<std::unique_ptr<passage>> held;
@@ -119,7 +121,7 @@ class direct_loader {
     clock::time_point next = clock::time_point::max();
     std::erase_if(active_, [&](const std::shared_ptr<direct_state>& ticket) {
       if (!ticket->finished() && ticket->deadline <= now) {
-        count_late_reads(now);
+        state_.count_late_reads(reading_, now);
         give_up(ticket, errc::timed_out, now);
       }
       if (!ticket->finished() && ticket->deadline > now) next = std::min(next, ticket->deadline);
@@ -135,7 +137,7 @@ class direct_loader {
     });
   }
   /// Nothing reads for this cache, and nothing is copied. Caller holds the lock.
-  [[nodiscard]] bool idle() const noexcept { return reading_.empty() && submitting_ == 0 && copying_.empty(); }
+  [[nodiscard]] bool idle() const noexcept { return under_way() == 0; }
   /// What readers and devices may still write. Caller holds the lock.
   [[nodiscard]] std::size_t under_way() const noexcept { return reading_.size() + submitting_ + copying_.size(); }
 
@@ -201,18 +203,8 @@ class direct_loader {
     return at;
   }
 
-  [[nodiscard]] bool fits(const plan& what, std::size_t first, ids_of_groups ids) const {
-    if (!state_.fits(what) || ids.size() != state_.groups.size() || first > what.blocks()) return false;
-    const std::size_t asked = ids[0].size() / layout_.pages_per_block(0);
-    if (asked > what.blocks() - first) return false;
-    for (std::size_t g = 0; g < ids.size(); ++g)
-      if (ids[g].size() != asked * layout_.pages_per_block(g)) return false;
-    return true;
-  }
-
-  [[nodiscard]] std::shared_ptr<direct_state> make_ticket(const plan& what, std::size_t first, ids_of_groups ids,
+  [[nodiscard]] std::shared_ptr<direct_state> make_ticket(const plan& what, std::size_t first, std::size_t end,
                                                           clock::time_point now) {
-    const std::size_t end = first + ids[0].size() / layout_.pages_per_block(0);
     std::vector<direct_state::entry> wanted;
     for (std::size_t b = first; b < end; ++b)
       for (std::size_t g = 0; g < state_.groups.size(); ++g)
@@ -339,18 +331,6 @@ class direct_loader {
     out.push_back(request);
   }
 
-  // One failure per ticket that waited in vain while the device sat on a read for as long as that.
-  void count_late_reads(clock::time_point now) {
-    bool stuck = false;
-    for (passage* each : reading_) {
-      if (now - each->started < state_.opts.load_deadline) continue;
-      stuck = true;
-      if (!each->late_counted) state_.metrics.storage.timeouts.add();
-      each->late_counted = true;
-    }
-    if (stuck && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
-  }
-
   // Behind a block that will not come, the group's later ones are of no use to a resume.
   void refuse_from(direct_state& ticket, std::size_t entry, errc why, clock::time_point now) {
     const std::uint16_t group = ticket.wanted[entry].group;
@@ -475,19 +455,7 @@ class direct_loader {
 
   void decide(direct_state& ticket, std::size_t entry, errc code, clock::time_point now) {
     if (ticket.decided(entry)) return;
-    switch (code) {
-      case errc::ok:
-        break;
-      case errc::timed_out:
-        state_.metrics.load.timed_out_blocks.add();
-        break;
-      case errc::cancelled:
-        state_.metrics.load.cancelled_blocks.add();
-        break;
-      default:
-        state_.metrics.load.failed_blocks.add();
-        break;
-    }
+    state_type::count_outcome(state_.metrics.load, code);
     if (!ticket.decide(entry, code)) return;
     use(ticket);
     state_.metrics.latency.load.record(now - ticket.started);

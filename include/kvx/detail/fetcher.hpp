@@ -79,7 +79,7 @@ class fetcher {
     clock::time_point next = clock::time_point::max();
     std::erase_if(active_, [&](const std::shared_ptr<prefetch_state>& ticket) {
       if (!ticket->finished() && ticket->deadline <= now) {
-        count_late_reads(now);
+        state_.count_late_reads(reads_, now);
         give_up(ticket, errc::timed_out, now);
       }
       if (ticket->finished() && ticket->pins_expire <= now) unpin(*ticket);
@@ -297,18 +297,6 @@ class fetcher {
       else
         refuse_from(w, errc::miss, now);
     }
-  }
-
-  // One failure per ticket that waited in vain while the device sat on a read for as long as that.
-  void count_late_reads(clock::time_point now) {
-    bool stuck = false;
-    for (read* r : reads_) {
-      if (now - r->started < state_.opts.load_deadline) continue;
-      stuck = true;
-      if (!r->late_counted) state_.metrics.storage.timeouts.add();
-      r->late_counted = true;
-    }
-    if (stuck && state_.loads_breaker.failed(now)) state_.metrics.breaker_load.opened.add();
   }
 
   state_type& state_;

@@ -29,12 +29,14 @@ class loader {
     job->first = first;
     job->started = clock::now();
     state_.metrics.load.calls.add();
-    if (!shapes_fit(what, first, ids, *job)) {
+    const std::optional<std::size_t> asked = state_.blocks_asked(layout_, what, first, ids);
+    if (!asked) {
       job->refused = errc::bad_argument;
       const std::lock_guard lock(state_.mutex);
       state_.complete(job->id, completion::operation::load, job->refused);
       return load_ticket<stream_type>(job);
     }
+    job->asked = *asked;
     std::vector<std::vector<block_copy>> copies(state_.groups.size());
     pin(what, ids, *job, copies);
     state_.metrics.load.blocks.add(job->asked);
@@ -99,16 +101,6 @@ class loader {
     std::vector<std::pair<std::size_t, slot_index>> pinned;
     clock::time_point started{};
   };
-
-  bool shapes_fit(const plan& what, std::size_t first, ids_of_groups ids, load_job& job) const {
-    if (!state_.fits(what) || ids.size() != state_.groups.size() || first > what.blocks()) return false;
-    const std::size_t per_block = layout_.pages_per_block(0);
-    job.asked = ids[0].size() / per_block;
-    if (job.asked > what.blocks() - first) return false;
-    for (std::size_t g = 0; g < ids.size(); ++g)
-      if (ids[g].size() != job.asked * layout_.pages_per_block(g)) return false;
-    return true;
-  }
 
   // With one group of full attention a shorter prefix is of use; with several, all that a resume needs or nothing.
   void pin(const plan& what, ids_of_groups ids, load_job& job, std::vector<std::vector<block_copy>>& copies) {
