@@ -165,7 +165,7 @@ class measurement {
     return took * static_cast<double>(pool_.bytes()) / static_cast<double>(read);
   }
 
-  /// Shape   opened: seconds until the cache was open
+  /// Shape   opened: seconds until a load could begin
   double through_memory(double& opened) {
     return measured(pool_.bytes() / 8 * 9 + 64 * mib, opened, [&](cache& c, const kvx::plan& plan) {
       // Half of the memory may be pinned, and the engine takes what is ready as it comes.
@@ -192,7 +192,9 @@ class measurement {
     return measured(64 * block_bytes_, opened, [&](cache& c, const kvx::plan& plan) {
       kvx::cufile_options o = reader_options();
       o.through = way;
+      const auto began = std::chrono::steady_clock::now();
       const auto reader = std::make_shared<kvx::cufile>(o);
+      opened += seconds_since(began);
       const auto ticket = c.load_direct(plan, ids_, reader, pool_.stream());
       ticket.wait_for(patience);
       return ticket.loaded_blocks();

@@ -37,6 +37,8 @@ using namespace std::chrono_literals;
 
 namespace {
 
+/// What the host reads in three pieces, the last a part of one.
+constexpr std::size_t two_and_a_half_pieces = kvx::cuda::slot_reader::piece_bytes / 2 * 5;
 constexpr std::size_t page = kvx::page_bytes;
 constexpr std::size_t header_bytes = page;
 constexpr cufile_way both_ways[] = {cufile_way::host, cufile_way::cufile};
@@ -88,6 +90,7 @@ class one_read {
       const std::lock_guard lock(self.mutex_);
       self.outcome = how;
       self.payload = where;
+      self.cufile_reads = fake_cufile::instance().reads();
       ++self.calls_;
       self.called_.notify_all();
     };
@@ -139,6 +142,7 @@ class one_read {
   kvx::direct_request request;
   kvx::io_result outcome;
   std::byte* payload = nullptr;
+  std::uint64_t cufile_reads = 0;  // that had begun when it came
 
  private:
   kvx::cufile* reader_ = nullptr;
@@ -213,7 +217,7 @@ TEST_CASE("a slot comes whole, with the values of its pages and its header, both
     for (std::uint64_t seed = 1; seed <= 3; ++seed) {
       fake_cuda::instance().reseed(seed);
       // One page, and pieces of which the last is a part.
-      for (const std::size_t slot_bytes : {2 * page, 41 * page, (std::size_t{5} << 19U) + 3 * page}) {
+      for (const std::size_t slot_bytes : {2 * page, 41 * page, two_and_a_half_pieces + 3 * page}) {
         CAPTURE(way);
         CAPTURE(slot_bytes);
         const clean after;
@@ -557,8 +561,7 @@ TEST_CASE("staging memory that cuFile does not register is read into all the sam
 TEST_CASE("an error of the device ends a request as EIO, and its place is good afterwards") {
   for (const cufile_way way : both_ways) {
     const clean after;
-    // Two pieces and a part of one.
-    const slots file((std::size_t{5} << 19U), 2);
+    const slots file(two_and_a_half_pieces, 2);
     kvx::cufile reader(options(way, file.slot_bytes, 1));
     read_and_check(reader, file, 0);
     const std::uint64_t steps = way == cufile_way::host ? 4 : 2;
@@ -586,7 +589,7 @@ TEST_CASE("an error of the device ends a request as EIO, and its place is good a
 
 TEST_CASE("a request that failed is told when no copy to its place is under way any more") {
   const clean after;
-  const slots file((std::size_t{5} << 19U), 1);
+  const slots file(two_and_a_half_pieces, 1);
   kvx::cufile reader(options(cufile_way::host, file.slot_bytes, 1));
   fake_cuda::instance().core().hold();
   fake_cuda::instance().refuse_submission(2);
@@ -596,13 +599,55 @@ TEST_CASE("a request that failed is told when no copy to its place is under way 
   fake_cuda::instance().core().release();
   refused.expect_error(EIO);
   // The same where the file ends behind the first piece.
-  file.truncate(std::size_t{3} << 19U);
+  file.truncate(two_and_a_half_pieces / 5 * 3);
   fake_cuda::instance().core().hold();
   one_read cut(file, 0);
   cut.submit(reader);
   CHECK_FALSE(cut.came(50ms));
   fake_cuda::instance().core().release();
   cut.expect_error(ENODATA);
+}
+
+TEST_CASE("the next slot is read while the one before is copied and proved") {
+  const clean after;
+  const slots file(1024 * page, 2);
+  kvx::cufile reader(options(cufile_way::cufile, file.slot_bytes, 2, 1));
+  const std::uint64_t before = fake_cufile::instance().reads();
+  // The first takes no time, on whatever machine.
+  fake_cufile::instance().answer_in(1, static_cast<::ssize_t>(file.slot_bytes));
+  fake_cuda::instance().core().hold();
+  one_read first(file, 0);
+  one_read second(file, 1);
+  const std::array both = {first.of(reader), second.of(reader)};
+  reader.submit(both);
+  const auto until = std::chrono::steady_clock::now() + patience;
+  while (fake_cufile::instance().reads() != before + 2 && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(1ms);
+  }
+  CHECK(fake_cufile::instance().reads() == before + 2);
+  CHECK_FALSE(first.came(0ms));
+  fake_cuda::instance().core().release();
+  REQUIRE(first.came());
+  CHECK(first.outcome.error == 0);
+  second.expect(file, 1);
+}
+
+TEST_CASE("where reading takes the time, nobody waits for the next slot to hear of the last") {
+  const clean after;
+  const slots file(4 * page, 3);
+  kvx::cufile reader(options(cufile_way::cufile, file.slot_bytes, 3, 1));
+  const std::uint64_t before = fake_cufile::instance().reads();
+  fake_cufile::instance().delay_us = 5000;
+  one_read first(file, 0);
+  one_read second(file, 1);
+  one_read third(file, 2);
+  const std::array all = {first.of(reader), second.of(reader), third.of(reader)};
+  reader.submit(all);
+  third.expect(file, 2);
+  second.expect(file, 1);
+  first.expect(file, 0);
+  CHECK(first.cufile_reads == before + 1);
+  CHECK(second.cufile_reads == before + 2);
 }
 
 TEST_CASE("once it runs nothing of the device is allocated, and nothing is registered") {
@@ -641,8 +686,8 @@ TEST_CASE("it starts nothing on device 0, and leaves others' captures alone") {
 
 TEST_CASE("one that finds no memory gives back what it has") {
   for (const cufile_way way : both_ways) {
-    // Staging memory; a slot and its values for each of two threads.
-    for (std::uint64_t n = 1; n <= 5; ++n) {
+    // Staging memory, and the host's.
+    for (std::uint64_t n = 1; n <= 2; ++n) {
       CAPTURE(n);
       const clean after;
       fake_cuda::instance().refuse_allocation(n);

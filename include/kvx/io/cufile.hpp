@@ -27,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace kvx {
@@ -45,7 +46,7 @@ struct cufile_options {
   std::size_t block_bytes = 0;
   /// Device memory, which bounds what is read ahead.
   std::size_t staging_bytes = 256U << 20U;
-  /// Slots on their way at once, each with pinned memory of block_bytes.
+  /// That read; each has pinned memory of two slots.
   unsigned threads = 8;
   /// `cufile::probe` says which is better.
   cufile_way through = cufile_way::host;
@@ -67,14 +68,16 @@ struct cufile_report {
 
 /// Reads slots into staging memory on a GPU, and computes there what their pages are proved by.
 ///
-/// Each thread reads one slot at a time, waits for it and tells. A file that cuFile refuses is read through the host.
-/// Nothing uses the legacy stream or synchronises the device, and once queues have grown nothing is allocated.
-/// Thread  submit, give_back, detach: any, concurrently; stop: one, not from a completion
-/// Errors  constructor throws kvx::error: bad_argument: an option; device_failed: no device, or no memory there;
+/// Each thread reads a slot while the one before is copied and proved; where reading is what takes the time, it tells
+/// of that first. A file that cuFile refuses is read through the host. Nothing uses the legacy stream or synchronises
+/// the device, and once queues have grown nothing is allocated. Thread  submit, give_back, detach: any, concurrently;
+/// stop: one, not from a completion Errors  constructor throws kvx::error: bad_argument: an option; device_failed: no
+/// device, or no memory there;
 ///         unsupported: no library, no driver of its, no threads. Requests: errno; ENODATA: the file ends early;
 ///         EMSGSIZE: larger than block_bytes; EIO: also what the device reports; ECANCELED: cancelled before it began,
 ///         or waiting in the last quarter of stop()'s deadline
-/// Cost    block_bytes of pinned memory per thread, and staging_bytes of the device's. With `cufile_way::cufile` the
+/// Cost    two block_bytes of pinned memory per thread, and staging_bytes of the device's. With `cufile_way::cufile`
+/// the
 ///         constructor opens cuFile's driver, which takes 0.3 to 0.7 s once in a process, and registers the staging
 ///         memory; the first read of a file registers that
 /// Source  cuFileRead, cuFileBufRegister; docs/decisions/0009-cufile.md
@@ -181,17 +184,28 @@ class cufile {
     for (std::size_t i = places_; i != 0; --i) free_.push_back(staging().data() + (i - 1) * place_bytes_);
     if (with_.through == cufile_way::cufile) driver_.emplace(api(with_), staging());
     const std::size_t threads = std::min<std::size_t>(with_.threads, places_);
-    readers_.reserve(threads);
-    for (std::size_t i = 0; i < threads; ++i) readers_.emplace_back(with_.kernels, place_bytes_, highest);
+    // In one piece: to pin many takes longer than to pin much.
+    const std::size_t each = cuda::slot_reader::host_bytes(place_bytes_);
+    host_ = cuda::make_pinned_memory(2 * threads * each);
+    if (host_ == nullptr) {
+      cuda::require(cudaErrorMemoryAllocation,
+                    std::to_string(2 * threads * each) + " bytes of pinned memory; lower cufile_options::threads");
+    }
+    readers_.reserve(2 * threads);
+    for (std::size_t i = 0; i < 2 * threads; ++i) {
+      readers_.emplace_back(with_.kernels, place_bytes_, static_cast<std::byte*>(host_.get()) + i * each, highest);
+    }
     threads_.reserve(threads);
-    for (cuda::slot_reader& each : readers_) {
-      threads_.push_back(detail::start_io_thread("kvx-cufile", [this, &each] { run(each); }));
+    for (std::size_t i = 0; i < threads; ++i) {
+      cuda::slot_reader* const two = &readers_[2 * i];
+      threads_.push_back(detail::start_io_thread("kvx-cufile", [this, two] { run(two, two + 1); }));
     }
   }
   // What they give back may be given back while others capture: on a thread where the device is current.
   void release() noexcept {
     driver_.reset();
     readers_.clear();
+    host_.reset();
     memory_.reset();
   }
 
@@ -248,30 +262,57 @@ class cufile {
     return first;
   }
 
-  void run(cuda::slot_reader& mine) {
+  // While one slot is copied and proved, the next is read into the other's memory.
+  void run(cuda::slot_reader* mine, cuda::slot_reader* other) {
     const cuda::scope here(device_);
+    std::byte* begun = nullptr;  // the place of what `other` has begun
+    bool fast = true;
     std::unique_lock lock(mutex_);
     for (;;) {
-      work_.wait(lock, [this] { return ending_ || (any_waiting() && (giving_up_ || !free_.empty())); });
-      if (ending_) return;
-      const direct_request request = take();
-      const bool given_up = giving_up_ || (request.cancelled != nullptr && *request.cancelled);
-      std::byte* place = nullptr;
-      if (!given_up) {
-        place = free_.back();
-        free_.pop_back();
+      const auto can_take = [this] { return any_waiting() && (giving_up_ || !free_.empty()); };
+      work_.wait(lock, [&] { return ending_ || begun != nullptr || can_take(); });
+      if (begun != nullptr && !(fast && can_take())) {
+        lock.unlock();
+        finish(*other, std::exchange(begun, nullptr));
+        lock.lock();
+        --running_;
+        notify();
+        continue;
       }
+      if (!can_take()) return;  // it ends
+      const direct_request request = take();
       ++running_;
+      if (giving_up_ || (request.cancelled != nullptr && *request.cancelled)) {
+        lock.unlock();
+        request.done(request.context, {ECANCELED, 0}, nullptr);
+        lock.lock();
+        --running_;
+        notify();
+        continue;
+      }
+      std::byte* const place = free_.back();
+      free_.pop_back();
       lock.unlock();
-      std::byte* payload = nullptr;
-      const io_result outcome =
-          given_up ? io_result{ECANCELED, 0} : mine.read(request, place, driver_ ? &*driver_ : nullptr, payload);
-      if (outcome.error != 0 && place != nullptr) give_back(place);
-      request.done(request.context, outcome, outcome.error == 0 ? payload : nullptr);
+      const auto before = std::chrono::steady_clock::now();
+      mine->begin(request, place, driver_ ? &*driver_ : nullptr);
+      const std::chrono::nanoseconds took = std::chrono::steady_clock::now() - before;
+      // Where reads take longer than what follows, nobody shall wait for the next one to hear of the last.
+      fast = static_cast<std::size_t>(took.count()) < request.header.size() + request.payload_bytes;
+      std::byte* const last = std::exchange(begun, place);
+      if (last != nullptr) finish(*other, last);
+      std::swap(mine, other);
       lock.lock();
-      --running_;
-      notify();
+      if (last != nullptr) {
+        --running_;
+        notify();
+      }
     }
+  }
+  void finish(cuda::slot_reader& reader, std::byte* place) {
+    std::byte* payload = nullptr;
+    const io_result outcome = reader.end(payload);
+    if (outcome.error != 0) give_back(place);
+    reader.request().done(reader.request().context, outcome, payload);
   }
 
   static void measure(const std::string& directory, const cufile_options& with, cufile_report& report) {
@@ -318,6 +359,7 @@ class cufile {
   std::size_t places_;
   cuda::device_memory memory_;
   std::optional<cuda::cufile_driver> driver_;
+  cuda::pinned_memory host_;
   std::vector<cuda::slot_reader> readers_;
 
   mutable std::mutex mutex_;

@@ -10,9 +10,34 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace kvx::cuda {
+
+/// Pinned memory for the first list of each job. Many jobs are of one block, and to pin for each alone would take
+/// longer than their copies. Thread  one
+class short_lists {
+ public:
+  static constexpr std::size_t copies = 1024;
+
+  /// Null where no memory can be pinned.
+  [[nodiscard]] cuda_copy* take() {
+    if (left_ == 0) {
+      pinned_memory made = make_pinned_memory(lists_per_chunk * copies * sizeof(cuda_copy), cudaHostAllocWriteCombined);
+      if (made == nullptr) return nullptr;
+      chunks_.push_back(std::move(made));
+      left_ = lists_per_chunk;
+    }
+    return static_cast<cuda_copy*>(chunks_.back().get()) + --left_ * copies;
+  }
+
+ private:
+  static constexpr std::size_t lists_per_chunk = 64;
+
+  std::vector<pinned_memory> chunks_;
+  std::size_t left_ = 0;  // of the last chunk
+};
 
 /// One load or save under way: its events, and the lists that its kernels read.
 ///
@@ -22,8 +47,8 @@ class job {
  public:
   static constexpr std::size_t copies_per_chunk = 32768;
 
-  /// Shape   device: where its events are; it outlives the job
-  explicit job(const used_device& device) noexcept : device_(device) {}
+  /// Shape   device: where its events are; it and the lists outlive the job
+  job(const used_device& device, short_lists& lists) noexcept : device_(device), lists_(lists) {}
 
   std::atomic<std::uint32_t> holders{0};
   std::size_t bytes = 0;
@@ -90,6 +115,8 @@ class job {
     used_ = 0;
     groups_.clear();
     chunk_ = 0;
+    list_ = nullptr;
+    list_copies_ = 0;
     filled_ = 0;
     if (start_ == nullptr) start_ = make_event();
     state_.store(pending, std::memory_order_release);
@@ -114,25 +141,30 @@ class job {
 
   /// Room for one more entry of a list that a kernel reads, contiguous with the one before unless that was `cut`.
   [[nodiscard]] cuda_copy* add_copy(bool& cut) {
-    cut = false;
-    if (chunk_ < chunks_.size() && filled_ == copies_in(chunk_)) {
-      ++chunk_;
+    cut = filled_ == list_copies_;
+    if (cut) {
+      if (!next_list()) return nullptr;
       filled_ = 0;
-      cut = true;
     }
-    if (chunk_ == chunks_.size()) {
-      pinned_memory made = make_pinned_memory(copies_in(chunk_) * sizeof(cuda_copy), cudaHostAllocWriteCombined);
-      if (made == nullptr) return nullptr;
-      chunks_.push_back(std::move(made));
-      cut = true;
-    }
-    return static_cast<cuda_copy*>(chunks_[chunk_].get()) + filled_++;
+    return list_ + filled_++;
   }
 
  private:
-  // Many jobs are of one block: to pin more for the first of each would take longer than its copies.
-  [[nodiscard]] static constexpr std::size_t copies_in(std::size_t chunk) noexcept {
-    return chunk == 0 ? 1024 : copies_per_chunk;
+  [[nodiscard]] bool next_list() {
+    if (list_ == nullptr) {
+      if (first_list_ == nullptr) first_list_ = lists_.take();
+      list_ = first_list_;
+      list_copies_ = list_ != nullptr ? short_lists::copies : 0;
+      return list_ != nullptr;
+    }
+    if (chunk_ == chunks_.size()) {
+      pinned_memory made = make_pinned_memory(copies_per_chunk * sizeof(cuda_copy), cudaHostAllocWriteCombined);
+      if (made == nullptr) return false;
+      chunks_.push_back(std::move(made));
+    }
+    list_ = static_cast<cuda_copy*>(chunks_[chunk_++].get());
+    list_copies_ = copies_per_chunk;
+    return true;
   }
 
   enum : int { pending, succeeded, failed };
@@ -152,8 +184,12 @@ class job {
   std::vector<event_handle> events_;
   std::size_t used_ = 0;
   std::vector<group> groups_;
+  short_lists& lists_;
+  cuda_copy* first_list_ = nullptr;
   std::vector<pinned_memory> chunks_;
-  std::size_t chunk_ = 0;
+  std::size_t chunk_ = 0;  // the next one
+  cuda_copy* list_ = nullptr;
+  std::size_t list_copies_ = 0;
   std::size_t filled_ = 0;
 };
 
@@ -173,7 +209,7 @@ class job_pool {
       candidate.holders.store(1, std::memory_order_relaxed);
       return candidate;
     }
-    jobs_.push_back(std::make_unique<job>(device_));
+    jobs_.push_back(std::make_unique<job>(device_, lists_));
     jobs_.back()->holders.store(1, std::memory_order_relaxed);
     return *jobs_.back();
   }
@@ -193,6 +229,7 @@ class job_pool {
  private:
   const used_device& device_;
   std::mutex mutex_;
+  short_lists lists_;  // outlives the jobs
   std::vector<std::unique_ptr<job>> jobs_;
   std::size_t next_ = 0;
 };

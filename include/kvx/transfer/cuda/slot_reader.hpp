@@ -19,86 +19,90 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
 
 namespace kvx::cuda {
 
-/// What one thread needs to read slots into device memory: a stream, and pinned memory for a slot and its page values.
+/// Reads a slot at a time into device memory: a stream, and pinned memory for a slot and its page values.
 /// Thread  one, with the device current
-/// Stream  its own; each call waits for it
+/// Stream  its own; end() waits for it
 class slot_reader {
  public:
   /// Read at once by the host, so that its copy to the device overlaps with reading the next.
-  static constexpr std::size_t piece_bytes = 1U << 20U;
+  static constexpr std::size_t piece_bytes = 4U << 20U;
 
-  /// Shape   block_bytes: the largest slot, a multiple of page_bytes
-  /// Errors  throws device_failed: no stream, or no pinned memory
-  slot_reader(const cuda_kernels& kernels, std::size_t block_bytes, int priority)
+  /// Pinned memory that one needs for slots of block_bytes, a multiple of page_bytes.
+  [[nodiscard]] static constexpr std::size_t host_bytes(std::size_t block_bytes) noexcept {
+    return (block_bytes + block_bytes / page_bytes * sizeof(std::uint64_t) + page_bytes - 1) / page_bytes * page_bytes;
+  }
+
+  /// Shape   block_bytes: the largest slot, a multiple of page_bytes; host: pinned memory of host_bytes(), aligned to
+  ///         page_bytes, which outlives this
+  /// Errors  throws device_failed: no stream
+  slot_reader(const cuda_kernels& kernels, std::size_t block_bytes, std::byte* host, int priority)
       : kernels_(kernels),
         block_bytes_(block_bytes),
         stream_(make_stream(priority)),
-        slot_(pinned(block_bytes)),
-        values_(pinned(block_bytes / page_bytes * sizeof(std::uint64_t))) {}
+        slot_(host),
+        values_(reinterpret_cast<std::uint64_t*>(host + block_bytes)) {}
 
-  /// Reads one slot and fills `header` and `page_values`. When it returns nothing writes the place any more.
-  /// Shape   place: device memory of block_bytes; driver: null to read through the host; payload: where it lies then
-  /// Errors  errno; ENODATA: the file ends early; EMSGSIZE: larger than a place; EIO: also what the device reports
-  [[nodiscard]] io_result read(const direct_request& request, std::byte* place, cufile_driver* driver,
-                               std::byte*& payload) noexcept {
+  /// Reads one slot and starts what proves it; end() tells how it went.
+  /// Shape   place: device memory of block_bytes; driver: null to read through the host
+  void begin(const direct_request& request, std::byte* place, cufile_driver* driver) noexcept {
     const std::size_t header_bytes = request.header.size();
+    request_ = request;
+    read_bytes_ = 0;
+    failed_ = 0;
+    device_ = cudaSuccess;
     // A payload begins inside of its place, also an empty one.
-    if (header_bytes >= block_bytes_ || request.payload_bytes > block_bytes_ - header_bytes) return {EMSGSIZE, 0};
-    if (request.page_values.size() > request.payload_bytes / page_bytes) return {EINVAL, 0};
+    if (header_bytes >= block_bytes_ || request.payload_bytes > block_bytes_ - header_bytes) failed_ = EMSGSIZE;
+    if (request.page_values.size() > request.payload_bytes / page_bytes) failed_ = EINVAL;
+    if (failed_ != 0) return;
     void* const handle = driver != nullptr ? driver->find(request.file).handle : nullptr;
-    const std::size_t bytes = header_bytes + request.payload_bytes;
     detail::io_piece rest;
     rest.op = io_op::read;
     rest.file = request.file;
     rest.offset = request.offset;
-    rest.bytes = bytes;
-    int failed = 0;
-    cudaError_t device = cudaSuccess;
+    rest.bytes = header_bytes + request.payload_bytes;
+    const std::size_t all = rest.bytes;
     if (handle != nullptr) {
       rest.data = place;
-      payload = place + header_bytes;
-      failed = read_by_cufile(rest, *driver, handle);
-      if (failed == 0 && header_bytes != 0) {
-        device = ::cudaMemcpyAsync(slot_.get(), place, header_bytes, cudaMemcpyDeviceToHost, stream_.get());
+      payload_ = place + header_bytes;
+      failed_ = read_by_cufile(rest, *driver, handle);
+      if (failed_ == 0 && header_bytes != 0) {
+        device_ = ::cudaMemcpyAsync(slot_, place, header_bytes, cudaMemcpyDeviceToHost, stream_.get());
       }
     } else {
-      rest.data = slot();
-      payload = place;
-      failed = read_by_host(rest, header_bytes, payload, device);
+      rest.data = slot_;
+      payload_ = place;
+      failed_ = read_by_host(rest, header_bytes);
     }
-    if (failed == 0 && device == cudaSuccess) {
-      const status launched = cuda_page_values(kernels_, payload, request.page_values.size(), values(), stream_.get());
-      if (!launched) device = cudaErrorUnknown;
+    read_bytes_ = all - rest.bytes;
+    if (failed_ != 0 || device_ != cudaSuccess) return;
+    if (!cuda_page_values(kernels_, payload_, request.page_values.size(), values_, stream_.get())) {
+      device_ = cudaErrorUnknown;
     }
+  }
+
+  /// Waits for what was begun, and fills `header` and `page_values`. When it returns nothing writes the place any more.
+  /// Shape   payload: where it lies
+  /// Errors  errno; ENODATA: the file ends early; EMSGSIZE: larger than a place; EIO: also what the device reports
+  [[nodiscard]] io_result end(std::byte*& payload) noexcept {
     // Also after an error: copies may be under way to a place that somebody else gets next.
-    if (const cudaError_t e = ::cudaStreamSynchronize(stream_.get()); e != cudaSuccess) device = e;
-    if (device != cudaSuccess) {
+    if (const cudaError_t e = ::cudaStreamSynchronize(stream_.get()); e != cudaSuccess) device_ = e;
+    if (device_ != cudaSuccess) {
       static_cast<void>(::cudaGetLastError());
       return {EIO, 0};
     }
-    if (failed != 0) return {failed, bytes - rest.bytes};
-    if (header_bytes != 0) std::memcpy(request.header.data(), slot(), header_bytes);
-    std::copy_n(values(), request.page_values.size(), request.page_values.begin());
-    return {0, bytes};
+    if (failed_ != 0) return {failed_, read_bytes_};
+    if (!request_.header.empty()) std::memcpy(request_.header.data(), slot_, request_.header.size());
+    std::copy_n(values_, request_.page_values.size(), request_.page_values.begin());
+    payload = payload_;
+    return {0, read_bytes_};
   }
+
+  [[nodiscard]] const direct_request& request() const noexcept { return request_; }
 
  private:
-  [[nodiscard]] std::byte* slot() const noexcept { return static_cast<std::byte*>(slot_.get()); }
-  [[nodiscard]] std::uint64_t* values() const noexcept { return static_cast<std::uint64_t*>(values_.get()); }
-
-  static pinned_memory pinned(std::size_t bytes) {
-    pinned_memory made = make_pinned_memory(bytes);
-    if (made == nullptr) {
-      require(cudaErrorMemoryAllocation,
-              std::to_string(bytes) + " bytes of pinned memory for a thread; lower cufile_options::threads");
-    }
-    return made;
-  }
-
   [[nodiscard]] static int read_by_cufile(detail::io_piece& rest, const cufile_driver& driver, void* handle) noexcept {
     int failed = 0;
     while (rest.bytes != 0 && failed == 0) {
@@ -108,17 +112,16 @@ class slot_reader {
   }
 
   // Header and payload to pinned memory, and each piece of the payload from there to the device.
-  [[nodiscard]] int read_by_host(detail::io_piece& rest, std::size_t header_bytes, std::byte* payload,
-                                 cudaError_t& device) noexcept {
+  [[nodiscard]] int read_by_host(detail::io_piece& rest, std::size_t header_bytes) noexcept {
     int failed = 0;
-    while (rest.bytes != 0 && failed == 0 && device == cudaSuccess) {
-      std::byte* const before = std::max(rest.data, slot() + header_bytes);
+    while (rest.bytes != 0 && failed == 0 && device_ == cudaSuccess) {
+      std::byte* const before = std::max(rest.data, slot_ + header_bytes);
       const ::ssize_t moved =
           ::pread(rest.file, rest.data, std::min(rest.bytes, piece_bytes), static_cast<::off_t>(rest.offset));
       static_cast<void>(detail::advance(rest, moved < 0 ? -static_cast<std::int64_t>(errno) : moved, failed));
       if (rest.data <= before) continue;
-      device = ::cudaMemcpyAsync(payload + (before - (slot() + header_bytes)), before,
-                                 static_cast<std::size_t>(rest.data - before), cudaMemcpyHostToDevice, stream_.get());
+      device_ = ::cudaMemcpyAsync(payload_ + (before - (slot_ + header_bytes)), before,
+                                  static_cast<std::size_t>(rest.data - before), cudaMemcpyHostToDevice, stream_.get());
     }
     return failed;
   }
@@ -126,8 +129,15 @@ class slot_reader {
   cuda_kernels kernels_;
   std::size_t block_bytes_;
   stream_handle stream_;
-  pinned_memory slot_;
-  pinned_memory values_;
+  std::byte* slot_;
+  std::uint64_t* values_;
+
+  // What was begun.
+  direct_request request_{};
+  std::byte* payload_ = nullptr;
+  std::size_t read_bytes_ = 0;
+  int failed_ = 0;
+  cudaError_t device_ = cudaSuccess;
 };
 
 }  // namespace kvx::cuda
