@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/direct_ticket.hpp>
 #include <kvx/options.hpp>
 #include <kvx/tickets.hpp>
 
@@ -8,15 +9,16 @@
 #include <chrono>
 #include <cstddef>
 #include <optional>
+#include <variant>
 
 namespace kvx {
 
-/// Decides, while a prefetch runs, whether waiting for it still beats computing.
+/// Decides, while a prefetch or a direct load runs, whether waiting for it still beats computing.
 ///
 /// Storage that was fast yesterday may crawl today, and a fresh process knows nothing of it: so the engine
 /// asks again as blocks arrive. Before the first one it waits `patience` (a share of the whole prefill); after
-/// it, as long as the rest of the load takes clearly less time than computing what it brings would. A prefetch
-/// that loses should be cancelled.
+/// it, as long as the rest of the load takes clearly less time than computing what it brings would. What
+/// loses should be cancelled; the pages of a direct load are its own until it is done().
 ///
 ///     kvx::load_race race{pre, cost, prompt.size(), cache.block_tokens()};
 ///     while (race.worth_waiting()) pre.wait_ready(pre.ready_blocks() + 1, race.look_again());
@@ -38,18 +40,13 @@ class load_race {
 
   load_race(const prefetch_ticket& ticket, const prefill_cost& cost, std::size_t prompt_tokens,
             std::uint32_t block_tokens, double patience = default_patience) noexcept
-      : ticket_(ticket),
-        cost_(cost),
-        prompt_tokens_(prompt_tokens),
-        block_tokens_(block_tokens),
-        patience_seconds_(patience * cost.seconds(0, prompt_tokens)) {}
+      : load_race(either(&ticket), cost, prompt_tokens, block_tokens, patience) {}
+  load_race(const direct_load_ticket& ticket, const prefill_cost& cost, std::size_t prompt_tokens,
+            std::uint32_t block_tokens, double patience = default_patience) noexcept
+      : load_race(either(&ticket), cost, prompt_tokens, block_tokens, patience) {}
 
   [[nodiscard]] bool worth_waiting() const noexcept {
-    if (ticket_.done()) return false;
-    const auto remaining = ticket_.projected_remaining();
-    if (!remaining) return std::chrono::duration<double>(clock::now() - started_).count() < patience_seconds_;
-    const double spared = compute_seconds(ticket_.ready_blocks()) - compute_seconds(ticket_.planned_blocks());
-    return remaining->count() < largest_part * spared;
+    return std::visit([this](const auto* ticket) { return worth_waiting_for(*ticket); }, ticket_);
   }
 
   /// How long to wait before asking again.
@@ -61,13 +58,38 @@ class load_race {
   }
 
  private:
+  using either = std::variant<const prefetch_ticket*, const direct_load_ticket*>;
+
+  load_race(either ticket, const prefill_cost& cost, std::size_t prompt_tokens, std::uint32_t block_tokens,
+            double patience) noexcept
+      : ticket_(ticket),
+        cost_(cost),
+        prompt_tokens_(prompt_tokens),
+        block_tokens_(block_tokens),
+        patience_seconds_(patience * cost.seconds(0, prompt_tokens)) {}
+
+  template <class Ticket>
+  [[nodiscard]] bool worth_waiting_for(const Ticket& ticket) const noexcept {
+    if (ticket.done()) return false;
+    const auto remaining = ticket.projected_remaining();
+    if (!remaining) return std::chrono::duration<double>(clock::now() - started_).count() < patience_seconds_;
+    const double spared = compute_seconds(usable_blocks(ticket)) - compute_seconds(ticket.planned_blocks());
+    return remaining->count() < largest_part * spared;
+  }
+  [[nodiscard]] static std::size_t usable_blocks(const prefetch_ticket& ticket) noexcept {
+    return ticket.ready_blocks();
+  }
+  [[nodiscard]] static std::size_t usable_blocks(const direct_load_ticket& ticket) noexcept {
+    return ticket.loaded_blocks();
+  }
+
   // What is left to compute when the first `blocks` are there.
   [[nodiscard]] double compute_seconds(std::size_t blocks) const noexcept {
     const std::size_t past = std::min(blocks * block_tokens_, prompt_tokens_);
     return cost_.seconds(past, prompt_tokens_ - past);
   }
 
-  const prefetch_ticket& ticket_;
+  either ticket_;
   prefill_cost cost_;
   std::size_t prompt_tokens_;
   std::uint32_t block_tokens_;

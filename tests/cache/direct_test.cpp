@@ -177,6 +177,68 @@ class held_transfer {
   kvx::archetype::transfer copies_;
 };
 
+/// Copies at once; the first call takes until the gate opens.
+class gated_transfer {
+ public:
+  using stream_type = kvx::host_stream;
+  static inline std::atomic<bool> open{false};
+  static inline std::atomic<int> loads{0};
+
+  class operation {
+   public:
+    [[nodiscard]] kvx::status wait_layer(std::size_t, stream_type) const { return {}; }
+    [[nodiscard]] bool done() const noexcept { return true; }
+    [[nodiscard]] kvx::status outcome() const noexcept { return {}; }
+    void wait() const {}
+  };
+
+  template <kvx::kv_layout Layout>
+  [[nodiscard]] kvx::result<operation> load(const Layout& layout, const kvx::transfer_batch& batch, stream_type) {
+    ++loads;
+    while (!open) std::this_thread::sleep_for(1ms);
+    if (const auto moved = copies_.load(layout, batch, {}); !moved) return moved.status();
+    return operation{};
+  }
+  template <kvx::kv_layout Layout>
+  [[nodiscard]] kvx::result<operation> save(const Layout& layout, const kvx::transfer_batch& batch, stream_type) {
+    if (const auto moved = copies_.save(layout, batch, {}); !moved) return moved.status();
+    return operation{};
+  }
+  [[nodiscard]] kvx::status register_arena(std::span<std::byte> arena) { return copies_.register_arena(arena); }
+
+ private:
+  kvx::archetype::transfer copies_;
+};
+
+/// Several threads that each read one block at a time.
+class several_readers {
+ public:
+  several_readers(std::size_t block_bytes, std::size_t threads) {
+    for (std::size_t i = 0; i < threads; ++i)
+      each_.push_back(std::make_unique<kvx::archetype::direct_reader>(block_bytes, 1));
+  }
+  void submit(std::span<const kvx::direct_request> requests) {
+    for (const kvx::direct_request& request : requests) each_[next_++ % each_.size()]->submit({&request, 1});
+  }
+  void give_back(std::byte* payload) {
+    for (const auto& each : each_)
+      if (payload >= each->staging().data() && payload < each->staging().data() + each->staging().size())
+        return each->give_back(payload);
+  }
+  void detach(int) {}
+  [[nodiscard]] std::span<std::byte> staging() const { return each_[0]->staging(); }
+  [[nodiscard]] std::size_t capacity() const { return each_.size(); }
+  [[nodiscard]] std::size_t block_bytes() const { return each_[0]->block_bytes(); }
+  [[nodiscard]] std::string_view name() const { return "several"; }
+  bool stop(std::chrono::milliseconds deadline) {
+    return std::all_of(each_.begin(), each_.end(), [&](const auto& each) { return each->stop(deadline); });
+  }
+
+ private:
+  std::vector<std::unique_ptr<kvx::archetype::direct_reader>> each_;
+  std::atomic<std::size_t> next_{0};
+};
+
 kvx::options small_options(const std::string& root) {
   kvx::options o = kvx_test::patient_options(root);
   o.memory_bytes = 4U << 20U;
@@ -270,8 +332,16 @@ TEST_CASE("what is in memory comes from there, the rest from storage") {
     const auto pre = f.cache->prefetch(front);
     REQUIRE(pre.wait_for(patience));
   }
+  f.reader->close();
   const auto ticket = f.load(plan);
+  CHECK(ticket.planned_blocks() == blocks);
+  CHECK(ticket.wait_loaded(4, patience));
+  CHECK_FALSE(ticket.wait_loaded(5, 1ms));
+  CHECK_FALSE(ticket.projected_remaining().has_value());  // memory says nothing of storage
+  f.reader->open();
   REQUIRE(ticket.wait_for(patience));
+  CHECK(ticket.wait_loaded(blocks, 0ms));
+  CHECK(ticket.projected_remaining() == std::chrono::duration<double>(0));
   CHECK(ticket.loaded_blocks() == blocks);
   CHECK(f.arrived(blocks));
   CHECK(f.reader->read() == blocks - 4);
@@ -414,6 +484,29 @@ TEST_CASE("copies that wait on one stream do not hide that those on another ende
   CHECK_FALSE(waits.done());
   held_transfer::held = false;
   CHECK(waits.wait_for(patience));
+}
+
+TEST_CASE("what is proved while a copy is being submitted goes into one call, and reaches the pages") {
+  fixture f;
+  f.cache.reset();
+  kvx::options with = small_options(f.root.path());
+  kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, gated_transfer> cache(with, f.engine.layout());
+  const auto several = std::make_shared<several_readers>(cache.block_bytes(), 8);
+  gated_transfer::open = false;
+  gated_transfer::loads = 0;
+  kvx::plan plan = cache.match(f.chain);
+  plan.truncate(8);
+  const auto ticket = cache.load_direct(plan, pages_from(loaded_from, 8), several);
+  const auto until = std::chrono::steady_clock::now() + patience;
+  while (cache.stats().storage.read_bytes != 8 * cache.block_bytes() && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(1ms);
+  CHECK(cache.stats().storage.read_bytes == 8 * cache.block_bytes());
+  CHECK(gated_transfer::loads == 1);
+  gated_transfer::open = true;
+  REQUIRE(ticket.wait_for(patience));
+  CHECK(ticket.loaded_blocks() == 8);
+  CHECK(f.arrived(8));
+  CHECK(gated_transfer::loads == 2);
 }
 
 TEST_CASE("cancelled or too late: the ticket ends, and no page is written although the reads go on") {

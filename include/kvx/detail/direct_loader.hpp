@@ -77,6 +77,7 @@ class direct_loader {
       active_.push_back(ticket);
       for (std::size_t i = 0; i < ticket->entries(); ++i)
         if (!take_from_memory(job, i, from_memory, held)) job->source->queue.push_back({job, i});
+      ticket->from_memory = held.size();
       submitting_ += held.size();
       requests = admit(*job->source, now);
       state_.wake_pump();  // it watches the deadline
@@ -93,13 +94,45 @@ class direct_loader {
       if (!ticket->wanted[i].copying) decide(*ticket, i, why, now);
   }
 
-  /// Follows copies into the pages. Returns whether some are under way. Caller holds the lock.
+  /// Follows copies into the pages. Returns whether some are under way or to come. Caller holds the lock.
   bool poll(clock::time_point now) {
     // Those of one stream end in their order, mostly, so that the oldest are asked about; and a few of the others in
     // turn. To ask a device about each, while readers want the lock, would cost more than to hear of one late.
     ask_from(0, now);
     next_asked_ = ask_from(next_asked_ < copying_.size() ? next_asked_ : 0, now);
-    return !copying_.empty();
+    return !copying_.empty() || !proved_.empty();
+  }
+
+  /// Submits the copies of what has been proved, unless another thread is about that: then it, or the pump, takes these
+  /// along. To submit one block takes the device as long as to copy it, so that what comes meanwhile goes in one call.
+  /// `lock` is the caller's, and let go meanwhile.
+  void copy_proved(std::unique_lock<std::mutex>& lock) noexcept {
+    if (proved_.empty() || copier_) return;
+    copier_ = true;
+    take_batch();
+    const order& of = *batch_.front()->of;
+    const group_type& g = *batch_.front()->group;
+    const std::uint16_t group = of.ticket->wanted[batch_.front()->entry].group;
+    batch_copies_.clear();
+    for (const auto& each : batch_) batch_copies_.push_back({each->staged, pages_of(of, each->entry)});
+    lock.unlock();
+    const auto op = transfer_.load(layout_, {group, g.geometry.layer_offsets, batch_copies_}, of.stream);
+    lock.lock();
+    const clock::time_point now = clock::now();
+    // It looks again by itself while there are some.
+    if (copying_.empty() || !op) state_.wake_pump();
+    for (auto& each : batch_) {
+      if (op) {
+        each->copy = *op;
+        copying_.push_back(std::move(each));
+      } else {
+        arrived(*each, op.status(), now);
+      }
+    }
+    batch_.clear();
+    copier_ = false;
+    // Not this thread again: it may be a reader's, with a block of its own to tell of.
+    if (!proved_.empty()) state_.wake_pump();
   }
 
   /// Starts as many queued blocks as their readers have room for. Caller holds the lock, and submits after it let go.
@@ -150,6 +183,7 @@ class direct_loader {
 
  private:
   static constexpr std::size_t most_unended = 4;
+  static constexpr std::size_t most_in_batch = 8;
 
   struct used_source;
   /// What the blocks of one load share.
@@ -362,21 +396,23 @@ class direct_loader {
         ::posix_fadvise(p.file, static_cast<off_t>(p.offset), static_cast<off_t>(g.geometry.stride),
                         POSIX_FADV_DONTNEED);
     }
-    bool copies = false;
     std::vector<requests_of_source> more;
     {
-      const std::lock_guard lock(state_.mutex);
-      copies = settle_read(p, outcome, verdict, came);
-      if (!copies) {
-        give_back(p);
-        more = admit(clock::now());
-        state_.wake_pump();  // for what is to be told
+      std::unique_lock lock(state_.mutex);
+      if (settle_read(p, outcome, verdict, came)) {
+        proved_.push_back(std::move(ended));
+        // What is under way keeps the cache alive, and with it this.
+        ++submitting_;
+        copy_proved(lock);
+        --submitting_;
+        return;
       }
-      // What is under way keeps the cache alive, and with it this.
-      if (copies || !more.empty()) ++submitting_;
+      give_back(p);
+      more = admit(clock::now());
+      state_.wake_pump();  // for what is to be told
+      if (more.empty()) return;
+      ++submitting_;
     }
-    if (copies) more = copy(std::move(ended));
-    if (more.empty()) return;
     for (const requests_of_source& each : more) each.source->submit(each.requests);
     const std::lock_guard lock(state_.mutex);
     --submitting_;
@@ -413,24 +449,18 @@ class direct_loader {
     return false;
   }
 
-  // Returns what to submit next; what was counted as being submitted is so still where that is something.
-  [[nodiscard]] std::vector<requests_of_source> copy(std::unique_ptr<passage> proved) noexcept {
-    const order& of = *proved->of;
-    const std::uint16_t group = of.ticket->wanted[proved->entry].group;
-    const block_copy block{proved->staged, pages_of(of, proved->entry)};
-    const auto op = transfer_.load(layout_, {group, proved->group->geometry.layer_offsets, {&block, 1}}, of.stream);
-    const std::lock_guard lock(state_.mutex);
-    if (op) {
-      proved->copy = *op;
-      copying_.push_back(std::move(proved));
-      if (copying_.size() == 1) state_.wake_pump();  // it looks again by itself while there are some
-    } else {
-      arrived(*proved, op.status(), clock::now());
-      state_.wake_pump();
+  // The oldest that was proved, and what else goes with it into one call. Caller holds the lock.
+  void take_batch() {
+    const passage& first = *proved_.front();
+    std::size_t kept = 0;
+    for (auto& each : proved_) {
+      const bool taken = each->of == first.of && each->group == first.group && batch_.size() != most_in_batch;
+      if (taken)
+        batch_.push_back(std::move(each));
+      else
+        proved_[kept++] = std::move(each);
     }
-    auto more = admit(clock::now());
-    if (more.empty()) --submitting_;
-    return more;
+    proved_.resize(kept);
   }
 
   // A copy ended, or none was submitted.
@@ -510,6 +540,10 @@ class direct_loader {
   std::vector<std::shared_ptr<direct_state>> active_;
   std::vector<passage*> reading_;
   std::size_t submitting_ = 0;
+  std::vector<std::unique_ptr<passage>> proved_;  // in the order of that, and to be copied
+  bool copier_ = false;                           // a thread is about that
+  std::vector<std::unique_ptr<passage>> batch_;   // that thread's
+  std::vector<block_copy> batch_copies_;
   std::deque<std::unique_ptr<passage>> copying_;  // in the order of their submission
   std::size_t next_asked_ = 0;
 };

@@ -19,7 +19,7 @@ namespace kvx::cuda {
 /// longer than their copies. Thread  one
 class short_lists {
  public:
-  static constexpr std::size_t copies = 1024;
+  static constexpr std::size_t copies = 2048;
 
   /// Null where no memory can be pinned.
   [[nodiscard]] cuda_copy* take() {
