@@ -26,6 +26,10 @@ using external_cache = kvx::any_cache<kvx::host_stream>;
 /// Who moves bytes to and from storage.
 enum class io_kind { automatic, uring, posix };
 
+/// Whether blocks go from storage straight into the pages of a GPU, past the cache's memory, and how they are read.
+/// automatic: of a process that serves one prompt, through the host, where storage is no local drive
+enum class straight_kind { automatic, never, host, cufile };
+
 /// Whether this build can be asked for io_uring.
 bool has_uring() noexcept;
 
@@ -36,6 +40,7 @@ struct cache_settings {
   std::uint64_t storage_bytes = std::uint64_t{16} << 30;
   io_kind io = io_kind::automatic;
   unsigned io_threads = 0;  // 0: kvx's default, or for a GPU what the file system is worth
+  straight_kind straight = straight_kind::automatic;
   std::chrono::milliseconds load_deadline{2000}, save_deadline{30'000};
 };
 

@@ -125,6 +125,14 @@ int main(int argc, char** argv) {
                  "processor)")
       ->check(CLI::Range(1, 256))
       ->group(cache);
+  app.add_option("--straight", o.cache.straight,
+                 "with a GPU: from storage straight into the pages, past the cache's memory: auto (a process with one "
+                 "prompt to serve, where storage is no local drive), never, host, cufile")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, straight_kind>{{"auto", straight_kind::automatic},
+                                                                               {"never", straight_kind::never},
+                                                                               {"host", straight_kind::host},
+                                                                               {"cufile", straight_kind::cufile}}))
+      ->group(cache);
   app.add_flag("--no-cache", o.no_cache, "compute everything")->group(cache);
   app.add_flag("--always-load", o.always_load, "wait for cached blocks even where computing is expected to be faster")
       ->group(cache);

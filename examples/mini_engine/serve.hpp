@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/direct_ticket.hpp>
 #include <kvx/load_race.hpp>
 #include <kvx/plan.hpp>
 #include <kvx/sequence.hpp>
@@ -76,6 +77,9 @@ struct serving_figures {
 /// An engine whose steps can be stopped computes while blocks still arrive: should they be there before the chunk is
 /// done, it is left. Others take what is left from the cache between two chunks.
 ///
+/// Where blocks go past the cache's memory, straight into the pages, a request first gets its pages, and computes
+/// nothing before the load ended: they are the load's until then.
+///
 /// An Engine has what `transformer` has: forward() and the shape of what it returns, config(), max_rows(), and in kv()
 /// the pages. The member functions are defined in serve_definitions.hpp, for whoever brings another engine.
 /// Thread  one
@@ -85,13 +89,18 @@ class basic_server {
  public:
   using cache_type = kvx::any_cache<Stream>;
   using opening_type = basic_opening_cache<cache_type>;
+  /// Loads a plan's blocks from one on straight into these pages.
+  using straight_load = std::function<kvx::direct_load_ticket(cache_type& from, const kvx::plan& what,
+                                                              std::span<const page_id> pages, std::size_t first)>;
 
   /// Shape   cache: null to compute everything; chunk_tokens: at most engine.max_rows()
   /// patient: to wait for cached blocks even where computing is expected to be faster
   /// stretch_blocks: that are asked for at a time; where copies go on by themselves, asking for more goes on beside
   /// them
+  /// straight: how blocks get past the cache's memory; empty: they do not
   basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache, std::size_t chunk_tokens,
-               bool patient = false, Stream stream = {}, std::size_t stretch_blocks = ~std::size_t{0});
+               bool patient = false, Stream stream = {}, std::size_t stretch_blocks = ~std::size_t{0},
+               straight_load straight = {});
   /// Waits until nothing reads the pages any more.
   ~basic_server();
   basic_server(const basic_server&) = delete;
@@ -121,6 +130,7 @@ class basic_server {
     kvx::plan plan;
     // A stretch of cached blocks on its way into the cache's memory, and whether it is worth waiting for.
     kvx::prefetch_ticket stretch;
+    kvx::direct_load_ticket direct;  // instead, straight into the pages
     std::optional<kvx::load_race> race;
     std::size_t stretch_end = 0;  // in the plan's blocks
     std::vector<kvx::load_ticket<Stream>> loads;
@@ -140,6 +150,8 @@ class basic_server {
 
   bool waits_for_cache(const flight& f) const;
   bool waits_for_blocks(flight& f);
+  bool waits_for_direct(flight& f);
+  void request_blocks(flight& f);
   void request_stretch(flight& f);
   void look_up(flight& f);
   void look_up_again();
@@ -161,6 +173,7 @@ class basic_server {
   bool patient_;
   Stream stream_;
   std::size_t stretch_blocks_;
+  straight_load straight_;
   serving_figures figures_;
   std::size_t saves_ = 0;
   std::list<flight> waiting_;  // for pages, in order

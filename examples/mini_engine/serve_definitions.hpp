@@ -24,19 +24,22 @@ concept stoppable_engine = requires(Engine& engine, std::span<const step> steps,
 template <class Engine, class Stream>
 basic_server<Engine, Stream>::basic_server(Engine& engine, const prefill_cost& cost, opening_type* cache,
                                            std::size_t chunk_tokens, bool patient, Stream stream,
-                                           std::size_t stretch_blocks)
+                                           std::size_t stretch_blocks, straight_load straight)
     : engine_(engine),
       cost_(cost),
       opening_(cache),
       chunk_tokens_(std::min(chunk_tokens, engine.max_rows())),
       patient_(patient),
       stream_(stream),
-      stretch_blocks_(stretch_blocks) {}
+      stretch_blocks_(stretch_blocks),
+      straight_(std::move(straight)) {}
 
 template <class Engine, class Stream>
 basic_server<Engine, Stream>::~basic_server() {
   for (flight& f : flights_) {
     f.stretch.cancel();
+    f.direct.cancel();
+    f.direct.wait_for(std::chrono::hours{1});
     for (const auto& load : f.loads) load.wait();
     for (const auto& save : f.saves) save.wait_source_released(std::chrono::hours{1});
   }
@@ -62,7 +65,7 @@ void basic_server<Engine, Stream>::submit(request& from) {
   f.wait_until = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
                                                         std::chrono::duration<double>(patience));
   cache_ = opening_->get();
-  if (cache_ != nullptr) look_up(f);
+  if (cache_ != nullptr && !straight_) look_up(f);
 }
 
 template <class Engine, class Stream>
@@ -85,29 +88,44 @@ void basic_server<Engine, Stream>::look_up(flight& f) {
   f.saves_seen = saves_;
   f.loaded_blocks = f.computed / cache_->block_tokens();
   f.plan = cache_->match(f.chain);
-  if (f.plan.blocks() > f.loaded_blocks) request_stretch(f);
+  if (f.plan.blocks() > f.loaded_blocks) request_blocks(f);
+}
+
+// What the first one asked for may cost is what is left of the patience for the cache to open; a later one follows a
+// success.
+template <class Engine, class Stream>
+void basic_server<Engine, Stream>::request_blocks(flight& f) {
+  const std::size_t tokens = f.of->prompt.size();
+  const double whole = cost_.seconds(0, tokens);
+  const std::chrono::duration<double> left = f.wait_until - std::chrono::steady_clock::now();
+  const bool first = f.of->cached_tokens == 0 && f.loaded_blocks == f.computed / cache_->block_tokens();
+  // Neither an engine that cannot be stopped nor pages that are a load's have a later chance than this.
+  const double least = stoppable_engine<Engine> && !straight_ ? 0 : kvx::load_race::default_patience;
+  const double patience = first && whole > 0 ? std::max(least, left.count() / whole) : kvx::load_race::default_patience;
+  const auto race = [&](const auto& ticket) {
+    f.race.emplace(ticket, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens(), patience);
+  };
+  f.race.reset();
+  f.racing = false;
+  if (straight_) {
+    const std::span<const page_id> pages(f.of->kv.pages);
+    f.direct =
+        straight_(*cache_, f.plan, pages.subspan(f.loaded_blocks, f.plan.blocks() - f.loaded_blocks), f.loaded_blocks);
+    return race(f.direct);
+  }
+  request_stretch(f);
+  race(f.stretch);
 }
 
 // Prefetches keep at most half of the cache's memory from eviction, but a prompt may take all of it.
 template <class Engine, class Stream>
 void basic_server<Engine, Stream>::request_stretch(flight& f) {
   const std::size_t half = opening_->memory_bytes() / cache_->block_bytes() / 2;
-  const std::size_t tokens = f.of->prompt.size();
   kvx::plan part = f.plan;
   part.truncate(f.loaded_blocks + std::min(std::max<std::size_t>(2, half) - 1, stretch_blocks_));
   f.stretch_end = part.blocks();
-  f.race.reset();
-  f.racing = false;
   f.stretch = {};  // the one before is loaded; its blocks may go
   f.stretch = cache_->prefetch(std::move(part), f.loaded_blocks);
-  // The first one may cost what is left of the patience for the cache to open; a later one follows a success.
-  const double whole = cost_.seconds(0, tokens);
-  const std::chrono::duration<double> left = f.wait_until - std::chrono::steady_clock::now();
-  const bool first = f.of->cached_tokens == 0 && f.loaded_blocks == f.computed / cache_->block_tokens();
-  // An engine that cannot be stopped has no later chance than this.
-  const double least = stoppable_engine<Engine> ? 0 : kvx::load_race::default_patience;
-  const double patience = first && whole > 0 ? std::max(least, left.count() / whole) : kvx::load_race::default_patience;
-  f.race.emplace(f.stretch, in_kvx_terms(cost_, tokens), tokens, cache_->block_tokens(), patience);
 }
 
 // Whoever computed the same beginning while this request waited for its turn has saved it by now.
@@ -129,6 +147,7 @@ bool basic_server<Engine, Stream>::step() {
   if (cache_ == nullptr && opening_ != nullptr) cache_ = opening_->get();
   if (cache_ != nullptr) {
     for (std::list<flight>* all : {&waiting_, &flights_}) {
+      if (straight_ && all == &waiting_) continue;  // these have no pages yet
       for (flight& f : *all) {
         if (!f.has_keys()) look_up(f);
       }
@@ -139,9 +158,9 @@ bool basic_server<Engine, Stream>::step() {
   for (flight& f : flights_) {
     if (f.racing) follow_race(f);
     if (!f.arriving()) continue;
-    if (waits_for_blocks(f))
+    if (straight_ ? waits_for_direct(f) : waits_for_blocks(f))
       arriving = arriving == nullptr ? &f : arriving;
-    else if (stoppable_engine<Engine> && !f.stretch.done())
+    else if (stoppable_engine<Engine> && !straight_ && !f.stretch.done())
       begin_race(f);
     else
       end_arriving(f);
@@ -152,7 +171,9 @@ bool basic_server<Engine, Stream>::step() {
   gather(moving, steps);
   if (steps.empty()) {
     // Nothing to compute: what is left waits for blocks that arrive, or for saves that end.
-    if (arriving != nullptr) {
+    if (arriving != nullptr && straight_) {
+      arriving->direct.wait_for(arriving->race->look_again());
+    } else if (arriving != nullptr) {
       arriving->stretch.wait_ready(arriving->loaded_blocks + 1, arriving->race->look_again());
     } else if (!flights_.empty() && waits_for_cache(flights_.front())) {
       opening_->wait_for(flights_.front().wait_until - std::chrono::steady_clock::now());
@@ -202,13 +223,26 @@ bool basic_server<Engine, Stream>::waits_for_blocks(flight& f) {
     }
     // A block is missing, and what comes after it is of no use; or that was all.
     if (f.loaded_blocks < f.stretch_end || f.stretch_end == f.plan.blocks()) return false;
-    request_stretch(f);
+    request_blocks(f);
   }
+}
+
+template <class Engine, class Stream>
+bool basic_server<Engine, Stream>::waits_for_direct(flight& f) {
+  if (!f.direct.done() && (patient_ || f.race->worth_waiting())) return true;
+  f.direct.cancel();
+  // Copies that are on their way go on, and the pages are theirs; those of a block take no time.
+  return !f.direct.done();
 }
 
 // Copying what is there while the rest arrives hides the copies behind the I/O.
 template <class Engine, class Stream>
 void basic_server<Engine, Stream>::take_arrived(flight& f) {
+  if (straight_) {
+    f.loaded_blocks = std::max(f.loaded_blocks, f.direct.loaded_blocks());
+    f.of->load_seconds = seconds_since(f.matched);
+    return;
+  }
   const std::size_t ready = f.stretch.ready_blocks();
   if (ready <= f.loaded_blocks) return;
   const std::span<const page_id> pages(f.of->kv.pages);
@@ -224,6 +258,7 @@ void basic_server<Engine, Stream>::end_arriving(flight& f) {
   if (!f.stretch.done()) f.stretch.cancel();
   f.race.reset();
   f.stretch = {};  // loads keep what they copy
+  f.direct = {};
   const std::size_t loaded_tokens = f.loaded_blocks * f.plan.block_tokens;
   if (loaded_tokens > f.computed) f.of->cached_tokens += loaded_tokens - f.computed;
   f.computed = std::max(f.computed, loaded_tokens);
@@ -254,12 +289,13 @@ void basic_server<Engine, Stream>::follow_race(flight& f) {
   f.racing = false;
   end_arriving(f);
   // All of the stretch came: the next one may as well.
-  if (!overtaken && f.loaded_blocks == f.stretch_end && f.stretch_end < f.plan.blocks()) request_stretch(f);
+  if (!overtaken && f.loaded_blocks == f.stretch_end && f.stretch_end < f.plan.blocks()) request_blocks(f);
 }
 
 // Within a chunk: whether to leave it, because blocks arrived that spare more than what is done of it.
 template <class Engine, class Stream>
 bool basic_server<Engine, Stream>::lost_race(flight& f, std::size_t chunk, std::size_t layers_done) {
+  if (straight_) return false;  // the pages are being written
   if (cache_ == nullptr) {
     cache_ = opening_->get();
     if (cache_ == nullptr) return false;

@@ -2,6 +2,7 @@
 // The engine over kvx when storage is slow, stalls or opens late. The real-model case reads
 // $KVX_TEST_MODELS/stories260K.bin and tok512.bin, a llama2.c pair.
 #include <kvx/cache.hpp>
+#include <kvx/concepts/direct_reader.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/hash/xxh3_128.hpp>
 #include <kvx/io/fault.hpp>
@@ -13,15 +14,18 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -112,6 +116,54 @@ struct fixture {
   cache_settings settings;
   std::shared_ptr<kvx::fault_control> control = std::make_shared<kvx::fault_control>();
 };
+
+/// A reader into memory that the host reads, which may hold back all that it is asked for.
+class held_reader {
+ public:
+  held_reader(std::size_t block_bytes, std::size_t blocks) : staged_(block_bytes, blocks) {}
+  ~held_reader() { open(); }
+
+  void close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    closed_ = false;
+    staged_.submit(std::exchange(held_, {}));
+  }
+  std::size_t submitted() const { return submitted_; }
+
+  void submit(std::span<const kvx::direct_request> requests) {
+    const std::lock_guard lock(mutex_);
+    submitted_ += requests.size();
+    if (closed_) {
+      held_.insert(held_.end(), requests.begin(), requests.end());
+    } else {
+      staged_.submit(requests);
+    }
+  }
+  void give_back(std::byte* payload) { staged_.give_back(payload); }
+  void detach(int file) { staged_.detach(file); }
+  std::span<std::byte> staging() const { return staged_.staging(); }
+  std::size_t capacity() const { return staged_.capacity(); }
+  std::size_t block_bytes() const { return staged_.block_bytes(); }
+  std::string_view name() const { return "held"; }
+  bool stop(std::chrono::milliseconds deadline) { return staged_.stop(deadline); }
+
+ private:
+  std::mutex mutex_;
+  bool closed_ = false;
+  std::vector<kvx::direct_request> held_;
+  std::atomic<std::size_t> submitted_{0};
+  kvx::archetype::direct_reader staged_;
+};
+
+server::straight_load straight_through(const std::shared_ptr<held_reader>& reader) {
+  return [reader](external_cache& from, const kvx::plan& what, std::span<const page_id> pages, std::size_t first) {
+    return from.load_direct(what, pages, reader, {}, first);
+  };
+}
 
 }  // namespace
 
@@ -448,6 +500,57 @@ TEST_CASE("requests that share a beginning compute it once, and many in flight g
     if (user > 0) CHECK(warm[user].cached_tokens >= 320);
   }
   CHECK(f.e.kv.free_pages() == f.e.kv.pages());
+}
+
+TEST_CASE("straight from storage into the pages the engine computes the same, for several at once") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  REQUIRE(cache->wait_for(patience) != nullptr);
+  const auto reader = std::make_shared<held_reader>(cache->get()->block_bytes(), 8);
+  server all(f.e.compute, f.e.cost, &*cache, chunk, true, {}, ~std::size_t{0}, straight_through(reader));
+  // The pool holds one of them, so that the second gets its pages when the first is done.
+  single_run run;
+  request first = fixture::ask(), second = fixture::ask();
+  all.submit(second);
+  collect(
+      all, first, f.e.kv.block_tokens(), {chunk, true, std::nullopt},
+      [&](const std::vector<page_id>& pages, std::size_t blocks) {
+        return digests_of_pages(f.e.kv, f.e.weights.config.layers, pages, blocks);
+      },
+      [](page_id, page_id) {}, run);
+  CHECK(run.result == cold.result);
+  CHECK(second.output == cold.result.tokens);
+  CHECK(first.cached_tokens == (prompt_tokens - 1) / 16 * 16);
+  CHECK(second.cached_tokens == first.cached_tokens);
+  CHECK(reader->submitted() == 2 * ((prompt_tokens - 1) / 16));
+  CHECK(cache->get()->stats().memory.blocks == 0);
+}
+
+TEST_CASE("a reader that brings nothing costs no more than computing, and what it brings later reaches no page") {
+  fixture f;
+  const single_run cold = f.serve_cold();
+  f.save();
+  std::optional<opening_cache> cache;
+  f.open_in(cache);
+  REQUIRE(cache->wait_for(patience) != nullptr);
+  const auto reader = std::make_shared<held_reader>(cache->get()->block_bytes(), 8);
+  reader->close();
+  server all(f.e.compute, f.e.cost, &*cache, chunk, false, {}, ~std::size_t{0}, straight_through(reader));
+  single_run run;
+  request one = fixture::ask();
+  one.on_token = [&](token_id) { reader->open(); };  // while tokens are generated
+  collect(
+      all, one, f.e.kv.block_tokens(), {chunk, false, std::nullopt},
+      [&](const std::vector<page_id>& pages, std::size_t blocks) {
+        return digests_of_pages(f.e.kv, f.e.weights.config.layers, pages, blocks);
+      },
+      [](page_id, page_id) {}, run);
+  CHECK(run.cached_tokens == 0);
+  CHECK(run.result == cold.result);
+  CHECK(all.figures().prefilled_tokens == prompt_tokens);
 }
 
 TEST_CASE("a real model tells the same story with the cache") {

@@ -70,7 +70,6 @@ double measure_storage(const std::string& directory, std::uint64_t bytes) {
     if (descriptor < 0) descriptor = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC);
     if (descriptor >= 0) all.push_back({descriptor, entry.file_size(ignored)});
   }
-  const std::uint64_t limit = std::min<std::uint64_t>(bytes, std::uint64_t{2} << 30);
   // As large as what kvx reads into, so that no cache of the processor takes what is read.
   huge_array<std::byte> memory(std::size_t{1} << 30);
   double best = 0;
@@ -81,7 +80,7 @@ double measure_storage(const std::string& directory, std::uint64_t bytes) {
     };
     std::vector<part> parts;
     for (const file& f : all) {
-      for (std::uint64_t at = 0; at + piece <= f.size && parts.size() * piece < limit; at += piece)
+      for (std::uint64_t at = 0; at + piece <= f.size && parts.size() * piece < bytes; at += piece)
         parts.push_back({&f, at});
     }
     if (parts.empty()) continue;

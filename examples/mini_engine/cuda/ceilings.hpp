@@ -20,7 +20,8 @@ struct link_rates {
 link_rates measure_link(cudaStream_t stream);
 
 /// Bytes per second at which a loop of plain reads, around the page cache where the file system can, gets at most
-/// `bytes` of the files in a directory into memory: the best of several numbers of threads and sizes of pieces.
+/// `bytes` of the files in a directory into memory: the best of several numbers of threads and sizes of pieces. A RAM
+/// file system is slower where a page is read for the first time; what is measured behind this finds none of those.
 double measure_storage(const std::string& directory, std::uint64_t bytes);
 
 }  // namespace mini_engine::cuda

@@ -24,6 +24,8 @@ namespace {
 
 /// A process that has one request to serve pins no more than keeps storage and the link busy: pinning takes time.
 constexpr std::uint64_t passing_memory_bytes = std::uint64_t{256} << 20;
+/// Nor more than the blocks to be saved, where what storage has passes by.
+constexpr std::uint64_t saving_memory_bytes = std::uint64_t{64} << 20;
 constexpr std::chrono::minutes patience{5};
 
 std::size_t cached_part(std::size_t prompt_tokens, std::size_t block_tokens) {
@@ -112,7 +114,7 @@ bool compare(const options& o, engine& e, const tokenizer& words, const std::vec
     while (seconds_since(begin) < long_enough) {
       request from = request_for(o, words, prompt);
       from.tokens = 1;
-      server one(e.compute, e.cost, through ? &*through : nullptr, chunk, true, e.compute.stream(), stretch_blocks);
+      server one = make_server(e, through ? &*through : nullptr, chunk, true);
       one.submit(from);
       one.run();
       bytes += from.cached_tokens * e.kv_bytes_per_token();
@@ -234,8 +236,12 @@ bool compare(const options& o, engine& e, const tokenizer& words, const std::vec
 
 void compare_child(const options& o, engine& e, const tokenizer& words, const std::vector<token_id>& prompt,
                    std::size_t chunk) {
+  read_straight(o.cache, true, e);  // a part of the engine, as its pages are
   const cache_settings settings =
-      settings_for(o, std::min(passing_memory_bytes, 2 * memory_for(prompt.size() + o.tokens, e)), o.cache.directory);
+      settings_for(o,
+                   std::min(e.reader != nullptr ? saving_memory_bytes : passing_memory_bytes,
+                            2 * memory_for(prompt.size() + o.tokens, e)),
+                   o.cache.directory);
   request from = request_for(o, words, prompt);
   std::optional<opening_cache> cache;
   monitor counters;

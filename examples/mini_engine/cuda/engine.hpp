@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvx/io/cufile.hpp>
 #include <kvx/transfer/cuda.hpp>
 
 #include <cstddef>
+#include <memory>
 
 #include "../prefill_cost.hpp"
 #include "buffer.hpp"
@@ -41,7 +43,8 @@ struct engine {
   paged_kv kv;
   transformer compute;
   prefill_cost cost;
-  kvx::cuda_transfer link;  // not used but to know its costs
+  kvx::cuda_transfer link;              // not used but to know its costs
+  std::shared_ptr<kvx::cufile> reader;  // of blocks that go straight into the pages; null: they do not
 };
 
 }  // namespace mini_engine::cuda

@@ -296,6 +296,30 @@ TEST_CASE("a prompt larger than the memory comes from storage in parts, and comp
   CHECK(storage.result == saved.result);
 }
 
+TEST_CASE("straight from storage the engine computes the same, and a wrong block is noticed") {
+  for (const bool wide : {true, false}) {
+    fixture f(wide ? with_wide_heads() : model::random("tiny", 4));
+    const temporary_directory directory;
+    cache_settings settings = settings_in(directory.path);
+    std::optional<gpu::opening_cache> cache, again;
+    const single_run saved = f.serve(cache, &settings);
+    REQUIRE(cache->wait_for(10s) != nullptr);
+    REQUIRE(cache->get()->drain(10s));
+    cache.reset();
+    settings.straight = straight_kind::host;
+    gpu::read_straight(settings, true, f.e);
+    REQUIRE(f.e.reader != nullptr);
+    const single_run storage = f.serve(again, &settings);
+    CHECK(storage.cached_tokens == 688);
+    CHECK(storage.result == saved.result);
+    const single_run wrong = f.serve(again, nullptr, 0, std::pair<std::size_t, std::size_t>{1, 3});
+    CHECK(wrong.cached_tokens == 688);
+    CHECK_FALSE(wrong.result == saved.result);
+    CHECK(again->get()->stats().memory.blocks < 688 / 16);  // the prompt's blocks passed it by
+    again.reset();
+  }
+}
+
 TEST_CASE("who does not wait for a layer reads what is not there yet") {
   fixture f(with_wide_heads());
   const cache_settings settings = settings_in("");

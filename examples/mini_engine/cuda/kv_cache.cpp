@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <filesystem>
 #include <limits>
+#include <memory>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -104,6 +106,21 @@ bool on_a_drive(const std::string& directory) {
 
 }  // namespace
 
+void read_straight(const cache_settings& settings, bool single_prompt, engine& e) {
+  const bool better = single_prompt && !settings.directory.empty() && !on_a_drive(settings.directory);
+  if (settings.straight == straight_kind::never || (settings.straight == straight_kind::automatic && !better)) return;
+  const std::size_t payload = e.config().layers * kvx::round_up(e.kv.page_bytes());
+  kvx::cufile_options with;
+  with.kernels = link_kernels();
+  // A header has 8 bytes for each page of the payload, and a little more.
+  with.block_bytes = payload + kvx::round_up(payload / kvx::page_bytes * 8) + 4 * kvx::page_bytes;
+  with.staging_bytes = std::max(with.staging_bytes, 32 * with.block_bytes);
+  with.threads =
+      settings.io_threads != 0 ? settings.io_threads : std::clamp(std::thread::hardware_concurrency(), 2u, 12u);
+  with.through = settings.straight == straight_kind::cufile ? kvx::cufile_way::cufile : kvx::cufile_way::host;
+  e.reader = std::make_shared<kvx::cufile>(with);
+}
+
 external_cache open_cache(const cache_settings& settings, engine& e, const std::function<void()>& memory_is_there) {
   kvx::options options = options_for(settings, {e.of.digest(), "bf16"}, e.cost, e.config().context_tokens);
   io_kind io = settings.io;
@@ -152,14 +169,23 @@ void swap_pages(engine& e, page_id a, page_id b) {
 
 }  // namespace
 
+server make_server(engine& e, opening_cache* cache, std::size_t chunk_tokens, bool patient) {
+  server::straight_load straight;
+  if (e.reader != nullptr) {
+    straight = [&e](external_cache& from, const kvx::plan& what, std::span<const page_id> pages, std::size_t first) {
+      return from.load_direct(what, pages, e.reader, e.compute.stream(), first);
+    };
+  }
+  return {e.compute, e.cost, cache, chunk_tokens, patient, e.compute.stream(), stretch_blocks, std::move(straight)};
+}
+
 single_run run_alone(std::string name, engine& e, request& from, std::optional<opening_cache>& cache,
                      const cache_settings* to_open, const single_run_settings& how) {
   single_run run;
   run.name = std::move(name);
   from.submitted = std::chrono::steady_clock::now();
   if (to_open != nullptr && !cache) cache.emplace(*to_open, e);
-  server one(e.compute, e.cost, cache ? &*cache : nullptr, how.chunk_tokens, how.patient, e.compute.stream(),
-             stretch_blocks);
+  server one = make_server(e, cache ? &*cache : nullptr, how.chunk_tokens, how.patient);
   collect(
       one, from, e.kv.block_tokens(), how,
       [&](const std::vector<page_id>& pages, std::size_t blocks) { return digests_of_pages(e, pages, blocks); },

@@ -37,7 +37,14 @@ class opening_cache : public basic_opening_cache<external_cache> {
                             settings.memory_bytes) {}
 };
 
+/// Gives the engine a reader where the settings ask for one, or where one that serves a single prompt is better off
+/// with it. Throws kvx::error where what was asked for is not to be had.
+void read_straight(const cache_settings& settings, bool single_prompt, engine& e);
+
 using server = basic_server<transformer, cudaStream_t>;
+
+/// A server of this engine, which loads by its reader if it has one. As basic_server's constructor.
+server make_server(engine& e, opening_cache* cache, std::size_t chunk_tokens, bool patient);
 
 /// Blocks that a server on a GPU asks for at a time: the first are on their way while the next are looked up.
 inline constexpr std::size_t stretch_blocks = 256;

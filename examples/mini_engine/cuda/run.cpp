@@ -36,7 +36,8 @@ void chat(const options& o, const weights& w, cudaStream_t stream, std::size_t c
     if (cache->wait_for(std::chrono::minutes{1}) == nullptr)
       throw std::runtime_error("the cache did not open within a minute");
   }
-  server all(e.compute, e.cost, cache ? &*cache : nullptr, chunk, o.always_load, stream, stretch_blocks);
+  if (cache) read_straight(o.cache, false, e);
+  server all = make_server(e, cache ? &*cache : nullptr, chunk, o.always_load);
   const chat_report result = chat_with(o, e.config(), all);
   print_table(result);
   if (!o.json.empty()) write_json(result, o.json);
@@ -64,6 +65,7 @@ int run(const options& o, const std::vector<std::string>& arguments) {
   } else if (o.compare) {
     return compare(o, e, words, prompt, chunk, arguments) ? 0 : 1;
   } else {
+    if (!o.no_cache) read_straight(o.cache, true, e);
     generate<opening_cache>(o, e, chunk, words, prompt);
   }
   return 0;
