@@ -261,6 +261,56 @@ struct like_the_eviction_archetype : model::eviction {
 };
 static_assert(eviction_policy<like_the_eviction_archetype>);
 
+// The optional parts: an eviction policy has none, one, or all of them.
+
+struct takes_chains : model::eviction {
+  using model::eviction::eviction;
+  void insert_behind(const eviction_entry& entry, slot_index) { insert({&entry, 1}); }
+};
+struct takes_requests : model::eviction {
+  using model::eviction::eviction;
+  void access(const eviction_request&) {}
+  [[nodiscard]] bool admits(std::uint64_t) const { return true; }
+};
+struct takes_news : model::eviction {
+  using model::eviction::eviction;
+  void advise(std::span<const std::uint64_t>, const hints&) {}
+};
+static_assert(chained_eviction<takes_chains> && !request_eviction<takes_chains> && !hint_eviction<takes_chains>);
+static_assert(request_eviction<takes_requests> && !chained_eviction<takes_requests> && !hint_eviction<takes_requests>);
+static_assert(hint_eviction<takes_news> && !request_eviction<takes_news> && !chained_eviction<takes_news>);
+
+struct admits_returns_weight : takes_requests {
+  using takes_requests::takes_requests;
+  [[nodiscard]] double admits(std::uint64_t) const { return 0.5; }
+};
+static_assert(!request_eviction<admits_returns_weight>);
+
+struct admitting_changes_it : takes_requests {
+  using takes_requests::takes_requests;
+  [[nodiscard]] bool admits(std::uint64_t) { return true; }
+};
+static_assert(!request_eviction<admitting_changes_it>);
+
+struct admits_without_learning : takes_requests {
+  using takes_requests::takes_requests;
+  void access(const eviction_request&) = delete;
+};
+static_assert(!request_eviction<admits_without_learning>);
+
+struct chains_by_key : model::eviction {
+  using model::eviction::eviction;
+  void insert_behind(const eviction_entry& entry, const std::uint64_t&) { insert({&entry, 1}); }
+  void insert_behind(const eviction_entry&, slot_index) = delete;
+};
+static_assert(!chained_eviction<chains_by_key>);
+
+struct news_without_keys : model::eviction {
+  using model::eviction::eviction;
+  void advise(const hints&) {}
+};
+static_assert(!hint_eviction<news_without_keys>);
+
 // io_backend
 
 struct without_options : model::io {
