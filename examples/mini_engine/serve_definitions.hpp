@@ -229,7 +229,8 @@ bool basic_server<Engine, Stream>::waits_for_blocks(flight& f) {
 
 template <class Engine, class Stream>
 bool basic_server<Engine, Stream>::waits_for_direct(flight& f) {
-  if (!f.direct.done() && (patient_ || f.race->worth_waiting())) return true;
+  if (f.direct.done()) return false;
+  if (patient_ || f.race->worth_waiting()) return true;
   f.direct.cancel();
   // Copies that are on their way go on, and the pages are theirs; those of a block take no time.
   return !f.direct.done();

@@ -502,7 +502,7 @@ TEST_CASE("requests that share a beginning compute it once, and many in flight g
   CHECK(f.e.kv.free_pages() == f.e.kv.pages());
 }
 
-TEST_CASE("straight from storage into the pages the engine computes the same, for several at once") {
+TEST_CASE("straight from storage into the pages the engine computes the same, for one that waited for pages too") {
   fixture f;
   const single_run cold = f.serve_cold();
   f.save();
@@ -529,7 +529,7 @@ TEST_CASE("straight from storage into the pages the engine computes the same, fo
   CHECK(cache->get()->stats().memory.blocks == 0);
 }
 
-TEST_CASE("a reader that brings nothing costs no more than computing, and what it brings later reaches no page") {
+TEST_CASE("a reader that brings nothing costs no more than computing") {
   fixture f;
   const single_run cold = f.serve_cold();
   f.save();

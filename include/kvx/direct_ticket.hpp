@@ -41,7 +41,8 @@ struct direct_state : ticket_state {
   const std::size_t end;      // of the blocks that were asked for
   const bool partial;         // a shorter prefix than the plan's is of use
   const clock::time_point started;
-  std::size_t from_memory = 0;  // entries that storage has no part in; constant once somebody has the ticket
+  std::size_t from_storage = 0;  // entries; constant once somebody has the ticket
+  std::atomic<std::size_t> storage_ready{0};
   std::atomic<bool> given_up{false};
 };
 
@@ -79,14 +80,13 @@ class direct_load_ticket {
   /// Blocks of the plan that were asked for, those before `first` included.
   [[nodiscard]] std::size_t planned_blocks() const noexcept { return state_ ? state_->end : 0; }
   /// When the rest will be here if storage goes on as it did for this load; nothing before a first block came from it.
-  /// Cost    as loaded_blocks()
   [[nodiscard]] std::optional<std::chrono::duration<double>> projected_remaining() const noexcept {
     using seconds = std::chrono::duration<double>;
     if (done()) return seconds{0};
-    static_cast<void>(loaded_blocks());
-    if (prefix_ <= state_->from_memory) return std::nullopt;
-    return seconds(detail::ticket_state::clock::now() - state_->started) *
-           (static_cast<double>(state_->entries() - prefix_) / static_cast<double>(prefix_ - state_->from_memory));
+    const auto came = static_cast<double>(state_->storage_ready.load(std::memory_order_relaxed));
+    const auto all = static_cast<double>(state_->from_storage);
+    if (came <= 0) return std::nullopt;
+    return seconds(detail::ticket_state::clock::now() - state_->started) * (all > came ? (all - came) / came : 0.0);
   }
   /// `ok` when in the pages, the reason when it will not be, nothing while it is under way.
   [[nodiscard]] std::optional<errc> outcome(std::size_t block, std::size_t group = 0) const noexcept {
@@ -105,7 +105,7 @@ class direct_load_ticket {
   bool wait_for(std::chrono::nanoseconds limit) const {
     return done() || state_->wait(limit, [this] { return state_->finished(); });
   }
-  /// Waits until `blocks` are in the pages, or done, at most for `limit`. Returns whether it is so.
+  /// Waits until `blocks` are in the pages, or the rest is decided, at most for `limit`. Returns whether it is so.
   bool wait_loaded(std::size_t blocks, std::chrono::nanoseconds limit) const {
     const auto enough = [&] { return done() || loaded_blocks() >= blocks; };
     return enough() || state_->wait(limit, enough);

@@ -45,6 +45,10 @@ class load_race {
             std::uint32_t block_tokens, double patience = default_patience) noexcept
       : load_race(either(&ticket), cost, prompt_tokens, block_tokens, patience) {}
 
+  /// The ticket is the caller's, and stays where it is.
+  load_race(const prefetch_ticket&&, const prefill_cost&, std::size_t, std::uint32_t, double = 0) = delete;
+  load_race(const direct_load_ticket&&, const prefill_cost&, std::size_t, std::uint32_t, double = 0) = delete;
+
   [[nodiscard]] bool worth_waiting() const noexcept {
     return std::visit([this](const auto* ticket) { return worth_waiting_for(*ticket); }, ticket_);
   }

@@ -43,7 +43,8 @@ kvx::direct_load_ticket arriving_directly(std::chrono::seconds since, std::size_
   const auto began = clock_type::now() - since;
   auto state = std::make_shared<kvx::detail::direct_state>(1, std::move(what), std::move(entries), blocks, true, began,
                                                            began + 24h);
-  state->from_memory = in_memory;
+  state->from_storage = blocks - in_memory;
+  state->storage_ready = come - in_memory;
   for (std::size_t b = 0; b < come; ++b) state->decide(b, kvx::errc::ok);
   return {std::move(state), {}};
 }

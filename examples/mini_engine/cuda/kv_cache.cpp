@@ -118,7 +118,12 @@ void read_straight(const cache_settings& settings, bool single_prompt, engine& e
   with.threads =
       settings.io_threads != 0 ? settings.io_threads : std::clamp(std::thread::hardware_concurrency(), 2u, 12u);
   with.through = settings.straight == straight_kind::cufile ? kvx::cufile_way::cufile : kvx::cufile_way::host;
-  e.reader = std::make_shared<kvx::cufile>(with);
+  try {
+    e.reader = std::make_shared<kvx::cufile>(with);
+  } catch (const kvx::error&) {
+    // A device that has no room for it serves all the same.
+    if (settings.straight != straight_kind::automatic) throw;
+  }
 }
 
 external_cache open_cache(const cache_settings& settings, engine& e, const std::function<void()>& memory_is_there) {

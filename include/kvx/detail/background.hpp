@@ -93,7 +93,6 @@ class background {
       std::vector<typename direct_type::requests_of_source> more_direct;
       {
         std::unique_lock lock(state_.mutex);
-        direct_.copy_proved(lock);
         const clock::time_point now = clock::now();
         const bool had_writes = write_.waiting();
         const bool saving = save_.poll_copies(now);

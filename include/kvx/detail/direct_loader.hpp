@@ -77,7 +77,7 @@ class direct_loader {
       active_.push_back(ticket);
       for (std::size_t i = 0; i < ticket->entries(); ++i)
         if (!take_from_memory(job, i, from_memory, held)) job->source->queue.push_back({job, i});
-      ticket->from_memory = held.size();
+      ticket->from_storage = ticket->entries() - held.size();
       submitting_ += held.size();
       requests = admit(*job->source, now);
       state_.wake_pump();  // it watches the deadline
@@ -100,39 +100,7 @@ class direct_loader {
     // turn. To ask a device about each, while readers want the lock, would cost more than to hear of one late.
     ask_from(0, now);
     next_asked_ = ask_from(next_asked_ < copying_.size() ? next_asked_ : 0, now);
-    return !copying_.empty() || !proved_.empty();
-  }
-
-  /// Submits the copies of what has been proved, unless another thread is about that: then it, or the pump, takes these
-  /// along. To submit one block takes the device as long as to copy it, so that what comes meanwhile goes in one call.
-  /// `lock` is the caller's, and let go meanwhile.
-  void copy_proved(std::unique_lock<std::mutex>& lock) noexcept {
-    if (proved_.empty() || copier_) return;
-    copier_ = true;
-    take_batch();
-    const order& of = *batch_.front()->of;
-    const group_type& g = *batch_.front()->group;
-    const std::uint16_t group = of.ticket->wanted[batch_.front()->entry].group;
-    batch_copies_.clear();
-    for (const auto& each : batch_) batch_copies_.push_back({each->staged, pages_of(of, each->entry)});
-    lock.unlock();
-    const auto op = transfer_.load(layout_, {group, g.geometry.layer_offsets, batch_copies_}, of.stream);
-    lock.lock();
-    const clock::time_point now = clock::now();
-    // It looks again by itself while there are some.
-    if (copying_.empty() || !op) state_.wake_pump();
-    for (auto& each : batch_) {
-      if (op) {
-        each->copy = *op;
-        copying_.push_back(std::move(each));
-      } else {
-        arrived(*each, op.status(), now);
-      }
-    }
-    batch_.clear();
-    copier_ = false;
-    // Not this thread again: it may be a reader's, with a block of its own to tell of.
-    if (!proved_.empty()) state_.wake_pump();
+    return !copying_.empty() || !proved_.empty() || !batch_.empty();
   }
 
   /// Starts as many queued blocks as their readers have room for. Caller holds the lock, and submits after it let go.
@@ -172,7 +140,9 @@ class direct_loader {
   /// Nothing reads for this cache, and nothing is copied. Caller holds the lock.
   [[nodiscard]] bool idle() const noexcept { return under_way() == 0; }
   /// What readers and devices may still write. Caller holds the lock.
-  [[nodiscard]] std::size_t under_way() const noexcept { return reading_.size() + submitting_ + copying_.size(); }
+  [[nodiscard]] std::size_t under_way() const noexcept {
+    return reading_.size() + submitting_ + proved_.size() + batch_.size() + copying_.size();
+  }
 
   /// Ends every load; reads under way stay the readers'. Caller holds the lock.
   void shut_down(clock::time_point now) {
@@ -399,19 +369,19 @@ class direct_loader {
     std::vector<requests_of_source> more;
     {
       std::unique_lock lock(state_.mutex);
+      ++submitting_;  // what is under way keeps the cache alive, and with it this
       if (settle_read(p, outcome, verdict, came)) {
         proved_.push_back(std::move(ended));
-        // What is under way keeps the cache alive, and with it this.
-        ++submitting_;
-        copy_proved(lock);
+      } else {
+        give_back(p);
+        state_.wake_pump();  // for what is to be told
+      }
+      copy_proved(lock);
+      more = admit(clock::now());
+      if (more.empty()) {
         --submitting_;
         return;
       }
-      give_back(p);
-      more = admit(clock::now());
-      state_.wake_pump();  // for what is to be told
-      if (more.empty()) return;
-      ++submitting_;
     }
     for (const requests_of_source& each : more) each.source->submit(each.requests);
     const std::lock_guard lock(state_.mutex);
@@ -430,12 +400,10 @@ class direct_loader {
     // One that came after its deadline proves nothing.
     if (outcome.error == 0 && !p.late_counted && state_.loads_breaker.succeeded())
       state_.metrics.breaker_load.closed.add();
-    direct_state::entry& wanted = ticket.wanted[p.entry];
+    const direct_state::entry& wanted = ticket.wanted[p.entry];
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
-      if (ticket.decided(p.entry)) return false;
-      wanted.copying = true;
-      return true;
+      return !ticket.decided(p.entry);
     }
     const block_key& key = ticket.what.keys[wanted.block];
     const bool unexpected = outcome.error == 0 && state_type::is_unexpected(g, verdict, p.header.span(), key);
@@ -449,16 +417,56 @@ class direct_loader {
     return false;
   }
 
-  // The oldest that was proved, and what else goes with it into one call. Caller holds the lock.
+  // Submits copies of what has been proved, one thread at a time: to submit one block takes the device as long as to
+  // copy it, so that what others prove meanwhile goes in one call. What is left after two calls is for the next whose
+  // read ends, since this reader may have another block to tell of; where nobody reads any more, all is taken. `lock`
+  // is let go meanwhile.
+  void copy_proved(std::unique_lock<std::mutex>& lock) noexcept {
+    if (std::exchange(copier_, true)) return;
+    for (int calls = 0; !proved_.empty() && (calls < 2 || reading_.empty()); ++calls) copy_batch(lock);
+    copier_ = false;
+  }
+  void copy_batch(std::unique_lock<std::mutex>& lock) noexcept {
+    take_batch();
+    if (batch_.empty()) return;
+    const order& of = *batch_.front()->of;
+    const group_type& g = *batch_.front()->group;
+    const std::uint16_t group = of.ticket->wanted[batch_.front()->entry].group;
+    batch_copies_.clear();
+    for (const auto& each : batch_) batch_copies_.push_back({each->staged, pages_of(of, each->entry)});
+    lock.unlock();
+    const auto op = transfer_.load(layout_, {group, g.geometry.layer_offsets, batch_copies_}, of.stream);
+    lock.lock();
+    const clock::time_point now = clock::now();
+    // The pump looks again by itself while there are some.
+    if (copying_.empty() || !op) state_.wake_pump();
+    for (auto& each : batch_) {
+      if (op) {
+        each->copy = *op;
+        copying_.push_back(std::move(each));
+      } else {
+        arrived(*each, op.status(), now);
+      }
+    }
+    batch_.clear();
+  }
+  // The oldest that was proved, and what else goes with it into one call; what nobody waits for any more goes nowhere.
   void take_batch() {
-    const passage& first = *proved_.front();
+    const std::shared_ptr<order> of = proved_.front()->of;
+    const group_type* const group = proved_.front()->group;
     std::size_t kept = 0;
     for (auto& each : proved_) {
-      const bool taken = each->of == first.of && each->group == first.group && batch_.size() != most_in_batch;
-      if (taken)
+      direct_state& ticket = *each->of->ticket;
+      if (ticket.decided(each->entry)) {
+        give_back(*each);
+        each.reset();
+        state_.wake_pump();  // a place is free
+      } else if (each->of == of && each->group == group && batch_.size() != most_in_batch) {
+        ticket.wanted[each->entry].copying = true;
         batch_.push_back(std::move(each));
-      else
+      } else {
         proved_[kept++] = std::move(each);
+      }
     }
     proved_.resize(kept);
   }
@@ -474,6 +482,7 @@ class direct_loader {
       give_back(p);
     }
     ticket.wanted[p.entry].copying = false;
+    if (outcome.ok() && p.pinned == no_slot) ticket.storage_ready.fetch_add(1, std::memory_order_relaxed);
     if (outcome.ok()) return decide(ticket, p.entry, errc::ok, now);
     state_.metrics.memory.errors.add();
     refuse_from(ticket, p.entry, outcome.code(), now);
