@@ -388,7 +388,7 @@ class direct_loader {
     --submitting_;
   }
 
-  // Returns whether the block is to be copied into the pages.
+  // Returns whether the block proved itself.
   bool settle_read(passage& p, const io_result& outcome, store::slot_verdict verdict, clock::time_point came) {
     group_type& g = *p.group;
     direct_state& ticket = *p.of->ticket;
@@ -403,7 +403,7 @@ class direct_loader {
     const direct_state::entry& wanted = ticket.wanted[p.entry];
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
-      return !ticket.decided(p.entry);
+      return true;
     }
     const block_key& key = ticket.what.keys[wanted.block];
     const bool unexpected = outcome.error == 0 && state_type::is_unexpected(g, verdict, p.header.span(), key);

@@ -68,16 +68,15 @@ struct cufile_report {
 
 /// Reads slots into staging memory on a GPU, and computes there what their pages are proved by.
 ///
-/// Each thread reads a slot while the one before is copied and proved; where reading is what takes the time, it tells
-/// of that first. A file that cuFile refuses is read through the host. Nothing uses the legacy stream or synchronises
-/// the device, and once queues have grown nothing is allocated. Thread  submit, give_back, detach: any, concurrently;
-/// stop: one, not from a completion Errors  constructor throws kvx::error: bad_argument: an option; device_failed: no
-/// device, or no memory there;
+/// Each thread reads a slot while the one before is copied and proved; where reading was what took the time, it tells of
+/// that first. So a read that stalls may hold back one slot that has come. A file that cuFile refuses is read through
+/// the host. Nothing uses the legacy stream or synchronises the device, and once queues have grown nothing is allocated.
+/// Thread  submit, give_back, detach: any, concurrently; stop: one, not from a completion
+/// Errors  constructor throws kvx::error: bad_argument: an option; device_failed: no device, or no memory there;
 ///         unsupported: no library, no driver of its, no threads. Requests: errno; ENODATA: the file ends early;
 ///         EMSGSIZE: larger than block_bytes; EIO: also what the device reports; ECANCELED: cancelled before it began,
 ///         or waiting in the last quarter of stop()'s deadline
-/// Cost    two block_bytes of pinned memory per thread, and staging_bytes of the device's. With `cufile_way::cufile`
-/// the
+/// Cost    pinned memory of two slots per thread, and staging_bytes of the device's. With `cufile_way::cufile` the
 ///         constructor opens cuFile's driver, which takes 0.3 to 0.7 s once in a process, and registers the staging
 ///         memory; the first read of a file registers that
 /// Source  cuFileRead, cuFileBufRegister; docs/decisions/0009-cufile.md
