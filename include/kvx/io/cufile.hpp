@@ -68,9 +68,10 @@ struct cufile_report {
 
 /// Reads slots into staging memory on a GPU, and computes there what their pages are proved by.
 ///
-/// Each thread reads a slot while the one before is copied and proved; where reading was what took the time, it tells of
-/// that first. So a read that stalls may hold back one slot that has come. A file that cuFile refuses is read through
-/// the host. Nothing uses the legacy stream or synchronises the device, and once queues have grown nothing is allocated.
+/// Each thread reads a slot while the one before is copied and proved; where reading was what took the time, it tells
+/// of that first. So a read that stalls may hold back one slot that has come. A file that cuFile refuses is read
+/// through the host. Nothing uses the legacy stream or synchronises the device, and once queues have grown nothing is
+/// allocated.
 /// Thread  submit, give_back, detach: any, concurrently; stop: one, not from a completion
 /// Errors  constructor throws kvx::error: bad_argument: an option; device_failed: no device, or no memory there;
 ///         unsupported: no library, no driver of its, no threads. Requests: errno; ENODATA: the file ends early;
