@@ -15,8 +15,8 @@
 
 namespace kvx::cuda {
 
-/// Pinned memory for the first list of each job: many jobs are of one block, and to pin for each alone would take longer
-/// than their copies.
+/// Pinned memory for the first list of each job: many jobs are of one block, and to pin for each alone would take
+/// longer than their copies.
 /// Thread  one
 class short_lists {
  public:
