@@ -102,6 +102,17 @@ struct fixture {
     std::optional<opening_cache> none;
     return serve(none);
   }
+  /// By a server of the test's own, with what waits there already.
+  single_run serve_by(server& own, request& from) {
+    single_run run;
+    collect(
+        own, from, e.kv.block_tokens(), {},
+        [&](const std::vector<page_id>& pages, std::size_t blocks) {
+          return digests_of_pages(e.kv, e.weights.config.layers, pages, blocks);
+        },
+        [](page_id, page_id) {}, run);
+    return run;
+  }
   /// Leaves the prompt's blocks in storage.
   void save() {
     std::optional<opening_cache> cache;
@@ -512,15 +523,9 @@ TEST_CASE("straight from storage into the pages the engine computes the same, fo
   const auto reader = std::make_shared<held_reader>(cache->get()->block_bytes(), 8);
   server all(f.e.compute, f.e.cost, &*cache, chunk, true, {}, ~std::size_t{0}, straight_through(reader));
   // The pool holds one of them, so that the second gets its pages when the first is done.
-  single_run run;
   request first = fixture::ask(), second = fixture::ask();
   all.submit(second);
-  collect(
-      all, first, f.e.kv.block_tokens(), {chunk, true, std::nullopt},
-      [&](const std::vector<page_id>& pages, std::size_t blocks) {
-        return digests_of_pages(f.e.kv, f.e.weights.config.layers, pages, blocks);
-      },
-      [](page_id, page_id) {}, run);
+  const single_run run = f.serve_by(all, first);
   CHECK(run.result == cold.result);
   CHECK(second.output == cold.result.tokens);
   CHECK(first.cached_tokens == (prompt_tokens - 1) / 16 * 16);
@@ -539,15 +544,9 @@ TEST_CASE("a reader that brings nothing costs no more than computing") {
   const auto reader = std::make_shared<held_reader>(cache->get()->block_bytes(), 8);
   reader->close();
   server all(f.e.compute, f.e.cost, &*cache, chunk, false, {}, ~std::size_t{0}, straight_through(reader));
-  single_run run;
   request one = fixture::ask();
   one.on_token = [&](token_id) { reader->open(); };  // while tokens are generated
-  collect(
-      all, one, f.e.kv.block_tokens(), {chunk, false, std::nullopt},
-      [&](const std::vector<page_id>& pages, std::size_t blocks) {
-        return digests_of_pages(f.e.kv, f.e.weights.config.layers, pages, blocks);
-      },
-      [](page_id, page_id) {}, run);
+  const single_run run = f.serve_by(all, one);
   CHECK(run.cached_tokens == 0);
   CHECK(run.result == cold.result);
   CHECK(all.figures().prefilled_tokens == prompt_tokens);

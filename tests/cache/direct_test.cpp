@@ -177,37 +177,18 @@ class held_transfer {
   kvx::archetype::transfer copies_;
 };
 
-/// Copies at once; the first call takes until the gate opens.
-class gated_transfer {
+/// Copies at once, where it is open.
+class gated_transfer : public kvx::archetype::transfer {
  public:
-  using stream_type = kvx::host_stream;
   static inline std::atomic<bool> open{false};
   static inline std::atomic<int> loads{0};
 
-  class operation {
-   public:
-    [[nodiscard]] kvx::status wait_layer(std::size_t, stream_type) const { return {}; }
-    [[nodiscard]] bool done() const noexcept { return true; }
-    [[nodiscard]] kvx::status outcome() const noexcept { return {}; }
-    void wait() const {}
-  };
-
   template <kvx::kv_layout Layout>
-  [[nodiscard]] kvx::result<operation> load(const Layout& layout, const kvx::transfer_batch& batch, stream_type) {
+  [[nodiscard]] kvx::result<operation> load(const Layout& layout, const kvx::transfer_batch& batch, stream_type on) {
     ++loads;
     while (!open) std::this_thread::sleep_for(1ms);
-    if (const auto moved = copies_.load(layout, batch, {}); !moved) return moved.status();
-    return operation{};
+    return kvx::archetype::transfer::load(layout, batch, on);
   }
-  template <kvx::kv_layout Layout>
-  [[nodiscard]] kvx::result<operation> save(const Layout& layout, const kvx::transfer_batch& batch, stream_type) {
-    if (const auto moved = copies_.save(layout, batch, {}); !moved) return moved.status();
-    return operation{};
-  }
-  [[nodiscard]] kvx::status register_arena(std::span<std::byte> arena) { return copies_.register_arena(arena); }
-
- private:
-  kvx::archetype::transfer copies_;
 };
 
 /// Several threads that each read one block at a time.
