@@ -82,12 +82,7 @@ struct cache_core final : ticket_owner, direct_owner {
   [[nodiscard]] prefetch_ticket prefetch(plan what, std::size_t first, std::weak_ptr<ticket_owner> self) {
     state.metrics.prefetch.calls.add();
     if (!state.fits(what)) what = plan{};
-    const std::size_t blocks = what.blocks();
-    std::vector<prefetch_state::entry> wanted;
-    for (std::size_t b = first; b < blocks; ++b)
-      for (std::size_t g = 0; g < state.groups.size(); ++g)
-        if (b >= state_type::first_needed(layout, g, blocks))
-          wanted.push_back({static_cast<std::uint32_t>(b), static_cast<std::uint16_t>(g)});
+    auto wanted = state.template blocks_needed<prefetch_state::entry>(layout, first, what.blocks());
     state.metrics.prefetch.blocks.add(wanted.size());
     const clock::time_point now = clock::now();
     auto ticket = std::make_shared<prefetch_state>(state.next_ticket.fetch_add(1, std::memory_order_relaxed),

@@ -273,6 +273,17 @@ struct core_state {
     return verdict == store::slot_verdict::other_key &&
            store::parse_header(header, g.geometry, g.identity, found) == store::slot_verdict::ok && found.key == key;
   }
+  void read_started(std::size_t bytes, clock::time_point now) {
+    metrics.storage.in_flight_read_bytes.add(bytes);
+    storage_reads.start(now);
+  }
+  /// Shape   came: when it ended; late: it counted as failed already, so that it proves nothing
+  void read_ended(std::size_t bytes, int error, bool late, clock::time_point came, clock::time_point now) {
+    metrics.storage.in_flight_read_bytes.sub(bytes);
+    storage_reads.finish(error == 0 ? bytes : 0, came);
+    last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+    if (error == 0 && !late && loads_breaker.succeeded()) metrics.breaker_load.closed.add();
+  }
   /// Counts a read from storage that brought no block, one that nobody gave up. Returns whether there is nothing of use
   /// at its place any more.
   ///
@@ -347,6 +358,17 @@ struct core_state {
     const std::size_t tokens = layout.block_tokens();
     const std::size_t window = (layout.window_tokens(group) + tokens - 1) / tokens;
     return boundary - std::min(boundary, window);
+  }
+  /// The blocks from `first` on that a resume at block `boundary` needs, ascending, of every group.
+  /// Shape   Entry: begins with a block and a group
+  template <class Entry, class Layout>
+  [[nodiscard]] std::vector<Entry> blocks_needed(const Layout& layout, std::size_t first, std::size_t boundary) const {
+    std::vector<Entry> needed;
+    for (std::size_t b = first; b < boundary; ++b)
+      for (std::size_t g = 0; g < groups.size(); ++g)
+        if (b >= first_needed(layout, g, boundary))
+          needed.push_back({static_cast<std::uint32_t>(b), static_cast<std::uint16_t>(g)});
+    return needed;
   }
 };
 

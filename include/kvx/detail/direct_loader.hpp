@@ -6,19 +6,20 @@
 #include <kvx/concepts/transfer.hpp>
 #include <kvx/detail/aligned_buffer.hpp>
 #include <kvx/detail/core_state.hpp>
+#include <kvx/detail/direct_copies.hpp>
+#include <kvx/detail/direct_outcomes.hpp>
+#include <kvx/detail/direct_passage.hpp>
+#include <kvx/detail/slot_reading.hpp>
 #include <kvx/detail/staging_source.hpp>
 #include <kvx/direct_ticket.hpp>
 #include <kvx/plan.hpp>
 #include <kvx/store/slot_format.hpp>
-
-#include <fcntl.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -31,7 +32,7 @@ namespace kvx::detail {
 /// Brings blocks from storage through a reader's staging memory into the engine's pages, past the arena.
 ///
 /// A block is proved in the staging memory, from its header and the checksums that the reader made of what lies there;
-/// only then its copy into the pages is submitted. What is in memory is copied from there.
+/// only then direct_copies submits its copy into the pages. What is in memory is copied from there.
 template <class Hasher, class Policies, class Io, class Layout, class Transfer>
 class direct_loader {
  public:
@@ -40,11 +41,20 @@ class direct_loader {
   using digest_type = typename Hasher::digest_type;
   using clock = std::chrono::steady_clock;
   using stream_type = typename Transfer::stream_type;
-  using operation = typename Transfer::operation;
+  using copies_type = direct_copies<state_type, Layout, Transfer>;
+  using passage = typename copies_type::passage;
+  using order = typename copies_type::order;
+  using used_source = typename order::used_source;
+  using waiting = typename order::waiting;
   using ids_of_groups = std::span<const std::span<const block_id>>;
 
   direct_loader(state_type& state, const Layout& layout, Transfer& transfer, staging_sources& sources) noexcept
-      : state_(state), layout_(layout), transfer_(transfer), known_(sources) {}
+      : state_(state),
+        layout_(layout),
+        transfer_(transfer),
+        known_(sources),
+        outcomes_(state),
+        copies_(state, outcomes_, layout, transfer) {}
 
   /// Errors  bad_argument: the plan, the ids or the reader do not fit; then there is no state
   [[nodiscard]] result<std::shared_ptr<direct_state>> load(const plan& what, std::size_t first, ids_of_groups ids,
@@ -64,8 +74,7 @@ class direct_loader {
     const clock::time_point now = clock::now();
     const auto ticket = make_ticket(what, first, first + *asked, now);
     state_.metrics.load.blocks.add(ticket->entries());
-    std::vector<std::vector<block_copy>> from_memory(state_.groups.size());
-    std::vector<std::unique_ptr<passage>> held;
+    typename copies_type::pinned_blocks in_memory;
     std::vector<direct_request> requests;
     const auto job = std::make_shared<order>(order{ticket, nullptr, stream, {}, first, 0});
     for (const auto& of_group : ids) job->ids.emplace_back(of_group.begin(), of_group.end());
@@ -76,32 +85,23 @@ class direct_loader {
       job->source = use_of(source);
       active_.push_back(ticket);
       for (std::size_t i = 0; i < ticket->entries(); ++i)
-        if (!take_from_memory(job, i, from_memory, held)) job->source->queue.push_back({job, i});
-      ticket->from_storage = ticket->entries() - held.size();
-      submitting_ += held.size();
+        if (!copies_.pin(job, i, in_memory)) job->source->queue.push_back({job, i});
+      ticket->from_storage = ticket->entries() - in_memory.held.size();
       requests = admit(*job->source, now);
       state_.wake_pump();  // it watches the deadline
     }
-    copy_from_memory(from_memory, std::move(held), stream);
+    copies_.copy_pinned(std::move(in_memory), stream);
     if (!requests.empty()) source->submit(requests);
     return ticket;
   }
 
   /// Gives up what is not being copied into the pages yet. Caller holds the lock.
   void give_up(const std::shared_ptr<direct_state>& ticket, errc why, clock::time_point now) {
-    ticket->given_up.store(true, std::memory_order_relaxed);
-    for (std::size_t i = 0; i < ticket->entries(); ++i)
-      if (!ticket->wanted[i].copying) decide(*ticket, i, why, now);
+    outcomes_.give_up(*ticket, why, now);
   }
 
   /// Follows copies into the pages. Returns whether some are under way or to come. Caller holds the lock.
-  bool poll(clock::time_point now) {
-    // Those of one stream end in their order, mostly, so that the oldest are asked about; and a few of the others in
-    // turn. To ask a device about each, while readers want the lock, would cost more than to hear of one late.
-    ask_from(0, now);
-    next_asked_ = ask_from(next_asked_ < copying_.size() ? next_asked_ : 0, now);
-    return !copying_.empty() || !proved_.empty() || !batch_.empty();
-  }
+  bool poll(clock::time_point now) { return copies_.poll(now); }
 
   /// Starts as many queued blocks as their readers have room for. Caller holds the lock, and submits after it let go.
   struct requests_of_source {
@@ -113,7 +113,7 @@ class direct_loader {
     if (state_.stopping) return all;
     for (const auto& each : sources_)
       if (auto requests = admit(*each, now); !requests.empty())
-        all.push_back({each->source.get(), std::move(requests)});
+        all.push_back({each->reader.get(), std::move(requests)});
     return all;
   }
 
@@ -140,9 +140,7 @@ class direct_loader {
   /// Nothing reads for this cache, and nothing is copied. Caller holds the lock.
   [[nodiscard]] bool idle() const noexcept { return under_way() == 0; }
   /// What readers and devices may still write. Caller holds the lock.
-  [[nodiscard]] std::size_t under_way() const noexcept {
-    return reading_.size() + submitting_ + proved_.size() + batch_.size() + copying_.size();
-  }
+  [[nodiscard]] std::size_t under_way() const noexcept { return reading_.size() + calling_ + copies_.under_way(); }
 
   /// Ends every load; reads under way stay the readers'. Caller holds the lock.
   void shut_down(clock::time_point now) {
@@ -152,68 +150,15 @@ class direct_loader {
   }
 
  private:
-  static constexpr std::size_t most_unended = 4;
-  static constexpr std::size_t most_in_batch = 8;
-
-  struct used_source;
-  /// What the blocks of one load share.
-  struct order {
-    std::shared_ptr<direct_state> ticket;
-    used_source* source = nullptr;
-    stream_type stream;
-    std::vector<std::vector<block_id>> ids;
-    std::size_t first = 0;
-    std::size_t pinned = 0;  // blocks in memory that are being copied
-  };
-  struct waiting {
-    std::shared_ptr<order> of;
-    std::size_t entry = 0;
-  };
-  /// A reader, and how many of its places this cache has or waits for.
-  struct used_source {
-    std::shared_ptr<staging_source> source;
-    std::size_t under_way = 0;
-    std::deque<waiting> queue;
-  };
-  /// One block's way; lives until its read and its copy ended, whatever became of those who wanted it.
-  struct passage {
+  /// What a reader is given with a block, for its answer.
+  struct read_context {
     direct_loader* owner = nullptr;
-    std::shared_ptr<order> of;
-    std::size_t entry = 0;
-    group_type* group = nullptr;
-    slot_index place = no_slot;   // on storage, or
-    slot_index pinned = no_slot;  // in memory
-    aligned_buffer header;
-    std::vector<std::uint64_t> page_values;
-    std::byte* staged = nullptr;
-    operation copy;
-    int file = -1;
-    std::uint64_t offset = 0;
-    clock::time_point started{};
-    bool late_counted = false;
+    std::unique_ptr<passage> block;
   };
-
-  // Follows copies from one on until some have not ended; returns where it stopped.
-  std::size_t ask_from(std::size_t at, clock::time_point now) {
-    for (std::size_t unended = 0; at < copying_.size() && unended != most_unended;) {
-      if (!copying_[at]->copy.done()) {
-        ++unended;
-        ++at;
-        continue;
-      }
-      arrived(*copying_[at], copying_[at]->copy.outcome(), now);
-      copying_.erase(copying_.begin() + static_cast<std::ptrdiff_t>(at));
-    }
-    return at;
-  }
 
   [[nodiscard]] std::shared_ptr<direct_state> make_ticket(const plan& what, std::size_t first, std::size_t end,
                                                           clock::time_point now) {
-    std::vector<direct_state::entry> wanted;
-    for (std::size_t b = first; b < end; ++b)
-      for (std::size_t g = 0; g < state_.groups.size(); ++g)
-        if (b >= state_type::first_needed(layout_, g, end))
-          wanted.push_back({static_cast<std::uint32_t>(b), static_cast<std::uint16_t>(g)});
+    auto wanted = state_.template blocks_needed<direct_state::entry>(layout_, first, end);
     const bool partial = state_.groups.size() == 1 && layout_.kind(0) == attention_kind::full;
     return std::make_shared<direct_state>(state_.next_ticket.fetch_add(1, std::memory_order_relaxed), what,
                                           std::move(wanted), end, partial, now, now + state_.opts.load_deadline);
@@ -221,7 +166,7 @@ class direct_loader {
 
   [[nodiscard]] used_source* use_of(const std::shared_ptr<staging_source>& source) {
     for (const auto& each : sources_)
-      if (each->source == source) return each.get();
+      if (each->reader == source) return each.get();
     sources_.push_back(std::make_unique<used_source>(used_source{source, 0, {}}));
     return sources_.back().get();
   }
@@ -229,62 +174,9 @@ class direct_loader {
   [[nodiscard]] group_type& group_of(const direct_state& ticket, std::size_t entry) const noexcept {
     return *state_.groups[ticket.wanted[entry].group];
   }
-  [[nodiscard]] std::span<const block_id> pages_of(const order& of, std::size_t entry) const noexcept {
-    const direct_state::entry& wanted = of.ticket->wanted[entry];
-    const std::size_t pages = layout_.pages_per_block(wanted.group);
-    return std::span(of.ids[wanted.group]).subspan((wanted.block - of.first) * pages, pages);
-  }
-
-  // Pins a block that is in memory, for the copies that follow.
-  bool take_from_memory(const std::shared_ptr<order>& of, std::size_t entry,
-                        std::vector<std::vector<block_copy>>& copies, std::vector<std::unique_ptr<passage>>& held) {
-    direct_state& ticket = *of->ticket;
-    const direct_state::entry& wanted = ticket.wanted[entry];
-    group_type& g = group_of(ticket, entry);
-    const node_id node = g.index.find(from_block_key<digest_type>(ticket.what.keys[wanted.block]));
-    const slot_index slot = node == no_node ? no_slot : g.index.memory_slot(node);
-    if (slot == no_slot || g.index.memory_busy(node) || !g.holds_tokens(slot, ticket.what.block(wanted.block)))
-      return false;
-    g.memory.pin(slot);
-    if (of->pinned++ == 0) ++state_.loads_under_way;
-    ticket.wanted[entry].copying = true;
-    auto made = std::make_unique<passage>();
-    made->owner = this;
-    made->of = of;
-    made->entry = entry;
-    made->group = &g;
-    made->pinned = slot;
-    copies[wanted.group].push_back({g.payload(slot), pages_of(*of, entry)});
-    held.push_back(std::move(made));
-    return true;
-  }
-  void copy_from_memory(const std::vector<std::vector<block_copy>>& copies, std::vector<std::unique_ptr<passage>> held,
-                        stream_type stream) {
-    if (held.empty()) return;
-    std::vector<result<operation>> submitted;
-    for (std::size_t g = 0; g < copies.size(); ++g)
-      submitted.push_back(
-          copies[g].empty()
-              ? result<operation>(operation{})
-              : transfer_.load(layout_, {g, state_.groups[g]->geometry.layer_offsets, copies[g]}, stream));
-    const std::lock_guard lock(state_.mutex);
-    const clock::time_point now = clock::now();
-    submitting_ -= held.size();
-    for (auto& each : held) {
-      const auto& op = submitted[each->of->ticket->wanted[each->entry].group];
-      if (!op) {
-        arrived(*each, op.status(), now);
-        continue;
-      }
-      each->copy = *op;
-      copying_.push_back(std::move(each));
-    }
-    state_.wake_pump();
-  }
-
   [[nodiscard]] std::vector<direct_request> admit(used_source& source, clock::time_point now) {
     std::vector<direct_request> out;
-    while (!source.queue.empty() && source.under_way < source.source->capacity()) {
+    while (!source.queue.empty() && source.under_way < source.reader->capacity()) {
       const waiting next = std::move(source.queue.front());
       source.queue.pop_front();
       if (!next.of->ticket->decided(next.entry)) start(next, now, out);
@@ -299,14 +191,13 @@ class direct_loader {
     const node_id node = g.index.find(from_block_key<digest_type>(ticket.what.keys[block]));
     const slot_index place = node == no_node ? no_slot : g.index.storage_slot(node);
     if (place == no_slot || g.index.storage_busy(node) || !state_.loads_breaker.closed())
-      return refuse_from(ticket, next.entry, errc::miss, now);
+      return outcomes_.refuse_from(ticket, next.entry, errc::miss, now);
     const auto from = g.storage->store().place_for_read(place);
     if (!from) {
       state_.drop_storage(g, node);
-      return refuse_from(ticket, next.entry, errc::miss, now);
+      return outcomes_.refuse_from(ticket, next.entry, errc::miss, now);
     }
-    auto* made = new passage;
-    made->owner = this;
+    auto made = std::make_unique<passage>();
     made->of = next.of;
     made->entry = next.entry;
     made->group = &g;
@@ -316,10 +207,9 @@ class direct_loader {
     made->file = from->file;
     made->offset = from->offset;
     made->started = now;
-    reading_.push_back(made);
+    reading_.push_back(made.get());
     ++next.of->source->under_way;
-    state_.metrics.storage.in_flight_read_bytes.add(g.geometry.stride);
-    state_.storage_reads.start(now);
+    state_.read_started(g.geometry.stride, now);
     direct_request request;
     request.file = from->file;
     request.offset = from->offset;
@@ -327,65 +217,48 @@ class direct_loader {
     request.header = made->header.span();
     request.page_values = made->page_values;
     request.cancelled = &ticket.given_up;
-    request.context = made;
+    request.context = new read_context{this, std::move(made)};
     request.done = [](void* context, const io_result& outcome, std::byte* payload) noexcept {
-      passage* const self = static_cast<passage*>(context);
-      self->owner->read(std::unique_ptr<passage>(self), outcome, payload);
+      const std::unique_ptr<read_context> self(static_cast<read_context*>(context));
+      self->owner->read(std::move(self->block), outcome, payload);
     };
     out.push_back(request);
-  }
-
-  // Behind a block that will not come, the group's later ones are of no use to a resume.
-  void refuse_from(direct_state& ticket, std::size_t entry, errc why, clock::time_point now) {
-    const std::uint16_t group = ticket.wanted[entry].group;
-    for (std::size_t i = entry; i < ticket.entries(); ++i)
-      if (ticket.wanted[i].group == group && !ticket.wanted[i].copying) decide(ticket, i, why, now);
   }
 
   // A read ended; on a thread of the reader.
   void read(std::unique_ptr<passage> ended, const io_result& outcome, std::byte* payload) noexcept {
     passage& p = *ended;
-    order& of = *p.of;
     const group_type& g = *p.group;
     p.staged = payload;
     const clock::time_point came = clock::now();
     auto verdict = store::slot_verdict::not_a_slot;
-    const direct_state::entry wanted = of.ticket->wanted[p.entry];
     if (outcome.error == 0) {
-      const plan& what = of.ticket->what;
-      store::slot_expectation expected;
-      expected.key = what.keys[wanted.block];
-      expected.parent = what.parent(wanted.block);
-      expected.tokens = what.block(wanted.block);
-      expected.extra = what.extra(wanted.block);
-      expected.slot_number = store::block_store::slot_number(p.place);
-      verdict = store::verify_slot(p.header.span(), p.page_values, g.geometry, g.identity, expected);
+      const slot_reading reading{p.of->ticket->what, p.wanted().block, p.place, p.file, p.offset, g.geometry.stride};
+      verdict = verify_reading(reading, [&](const store::slot_expectation& expected) {
+        return store::verify_slot(p.header.span(), p.page_values, g.geometry, g.identity, expected);
+      });
       state_.metrics.latency.verify.record(clock::now() - came);
-      // What the page cache holds may be what is damaged; the next read shall ask the device.
-      if (verdict != store::slot_verdict::ok)
-        ::posix_fadvise(p.file, static_cast<off_t>(p.offset), static_cast<off_t>(g.geometry.stride),
-                        POSIX_FADV_DONTNEED);
     }
     std::vector<requests_of_source> more;
     {
       std::unique_lock lock(state_.mutex);
-      ++submitting_;  // what is under way keeps the cache alive, and with it this
+      ++calling_;  // what is under way keeps the cache alive, and with it this
       if (settle_read(p, outcome, verdict, came)) {
-        proved_.push_back(std::move(ended));
+        copies_.add(std::move(ended));
       } else {
-        give_back(p);
+        p.leave_staging();
         state_.wake_pump();  // for what is to be told
       }
-      copy_proved(lock);
+      copies_.copy_proved(lock, [this] { return reading_.empty(); });
       more = admit(clock::now());
       if (more.empty()) {
-        --submitting_;
+        --calling_;
         return;
       }
     }
     for (const requests_of_source& each : more) each.source->submit(each.requests);
     const std::lock_guard lock(state_.mutex);
-    --submitting_;
+    --calling_;
   }
 
   // Returns whether the block proved itself.
@@ -394,18 +267,12 @@ class direct_loader {
     direct_state& ticket = *p.of->ticket;
     const clock::time_point now = clock::now();
     std::erase(reading_, &p);
-    state_.metrics.storage.in_flight_read_bytes.sub(g.geometry.stride);
-    state_.storage_reads.finish(outcome.error == 0 ? g.geometry.stride : 0, came);
-    state_.last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
-    // One that came after its deadline proves nothing.
-    if (outcome.error == 0 && !p.late_counted && state_.loads_breaker.succeeded())
-      state_.metrics.breaker_load.closed.add();
-    const direct_state::entry& wanted = ticket.wanted[p.entry];
+    state_.read_ended(g.geometry.stride, outcome.error, p.late_counted, came, now);
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       return true;
     }
-    const block_key& key = ticket.what.keys[wanted.block];
+    const block_key& key = ticket.what.keys[p.wanted().block];
     const bool unexpected = outcome.error == 0 && state_type::is_unexpected(g, verdict, p.header.span(), key);
     const bool cancelled = outcome.error == ECANCELED;
     if (!cancelled && state_.count_failed_read(outcome.error, unexpected, now)) {
@@ -413,132 +280,8 @@ class direct_loader {
       if (node != no_node && g.index.storage_slot(node) == p.place && !g.index.storage_busy(node))
         state_.drop_storage(g, node);
     }
-    refuse_from(ticket, p.entry, errc::miss, now);
+    outcomes_.refuse_from(ticket, p.entry, errc::miss, now);
     return false;
-  }
-
-  // Submits copies of what has been proved, one thread at a time: to submit one block takes the device as long as to
-  // copy it, so that what others prove meanwhile goes in one call. What is left after two calls is for the next whose
-  // read ends, since this reader may have another block to tell of; where nobody reads any more, all is taken. `lock`
-  // is let go meanwhile.
-  void copy_proved(std::unique_lock<std::mutex>& lock) noexcept {
-    if (std::exchange(copier_, true)) return;
-    for (int calls = 0; !proved_.empty() && (calls < 2 || reading_.empty()); ++calls) copy_batch(lock);
-    copier_ = false;
-  }
-  void copy_batch(std::unique_lock<std::mutex>& lock) noexcept {
-    take_batch();
-    if (batch_.empty()) return;
-    const order& of = *batch_.front()->of;
-    const group_type& g = *batch_.front()->group;
-    const std::uint16_t group = of.ticket->wanted[batch_.front()->entry].group;
-    batch_copies_.clear();
-    for (const auto& each : batch_) batch_copies_.push_back({each->staged, pages_of(of, each->entry)});
-    lock.unlock();
-    const auto op = transfer_.load(layout_, {group, g.geometry.layer_offsets, batch_copies_}, of.stream);
-    lock.lock();
-    const clock::time_point now = clock::now();
-    // The pump looks again by itself while there are some.
-    if (copying_.empty() || !op) state_.wake_pump();
-    for (auto& each : batch_) {
-      if (op) {
-        each->copy = *op;
-        copying_.push_back(std::move(each));
-      } else {
-        arrived(*each, op.status(), now);
-      }
-    }
-    batch_.clear();
-  }
-  // The oldest that was proved, and what else goes with it into one call; what nobody waits for any more goes nowhere.
-  void take_batch() {
-    const std::shared_ptr<order> of = proved_.front()->of;
-    const group_type* const group = proved_.front()->group;
-    std::size_t kept = 0;
-    for (auto& each : proved_) {
-      direct_state& ticket = *each->of->ticket;
-      if (ticket.decided(each->entry)) {
-        give_back(*each);
-        each.reset();
-        state_.wake_pump();  // a place is free
-      } else if (each->of == of && each->group == group && batch_.size() != most_in_batch) {
-        ticket.wanted[each->entry].copying = true;
-        batch_.push_back(std::move(each));
-      } else {
-        proved_[kept++] = std::move(each);
-      }
-    }
-    proved_.resize(kept);
-  }
-
-  // A copy ended, or none was submitted.
-  void arrived(passage& p, status outcome, clock::time_point now) {
-    direct_state& ticket = *p.of->ticket;
-    if (p.pinned != no_slot) {
-      p.group->memory.unpin(p.pinned);
-      if (--p.of->pinned == 0) --state_.loads_under_way;
-      state_.metrics.memory.read_bytes.add(p.group->geometry.payload_bytes);
-    } else {
-      give_back(p);
-    }
-    ticket.wanted[p.entry].copying = false;
-    if (outcome.ok() && p.pinned == no_slot) ticket.storage_ready.fetch_add(1, std::memory_order_relaxed);
-    if (outcome.ok()) return decide(ticket, p.entry, errc::ok, now);
-    state_.metrics.memory.errors.add();
-    refuse_from(ticket, p.entry, outcome.code(), now);
-  }
-  void give_back(const passage& p) {
-    if (p.staged != nullptr) p.of->source->source->give_back(p.staged);
-    --p.of->source->under_way;
-  }
-
-  void decide(direct_state& ticket, std::size_t entry, errc code, clock::time_point now) {
-    if (ticket.decided(entry)) return;
-    state_type::count_outcome(state_.metrics.load, code);
-    if (!ticket.decide(entry, code)) return;
-    use(ticket);
-    state_.metrics.latency.load.record(now - ticket.started);
-    state_.complete(ticket.id(), completion::operation::load, ticket.overall());
-  }
-
-  // Tells the tiers' policies of the blocks that a request used: storage of all, memory of those that it has, since the
-  // others do not come there.
-  void use(const direct_state& ticket) {
-    for (std::size_t at = 0; at < state_.groups.size(); ++at) {
-      group_type& g = *state_.groups[at];
-      std::vector<eviction_entry> in_memory;
-      std::vector<eviction_entry> on_storage;
-      std::vector<std::uint64_t> keys;
-      std::size_t first = 0;
-      std::size_t first_in_memory = 0;
-      for (std::size_t i = ticket.entries(); i-- > 0;) {
-        const direct_state::entry& wanted = ticket.wanted[i];
-        if (wanted.group != at || ticket.outcome(i) != errc::ok) continue;
-        const digest_type key = from_block_key<digest_type>(ticket.what.keys[wanted.block]);
-        const node_id node = g.index.find(key);
-        const slot_index slot = node == no_node ? no_slot : g.index.memory_slot(node);
-        const slot_index place = node == no_node ? no_slot : g.index.storage_slot(node);
-        keys.push_back(group_type::bits_of(key));
-        on_storage.push_back({place != no_slot && g.storage->published(place) ? place : no_slot, keys.back()});
-        first = wanted.block;
-        if (slot == no_slot || !g.memory.published(slot)) continue;
-        in_memory.push_back({slot, keys.back()});
-        first_in_memory = wanted.block;
-      }
-      g.memory_admission.used(keys);
-      g.storage_admission.used(keys);
-      if (!in_memory.empty()) g.memory.access(request_of(ticket, in_memory, first_in_memory));
-      if (g.storage && !on_storage.empty()) g.storage->access(request_of(ticket, on_storage, first));
-    }
-  }
-  [[nodiscard]] static eviction_request request_of(const direct_state& ticket, std::span<const eviction_entry> blocks,
-                                                   std::size_t first) {
-    eviction_request request;
-    request.blocks = blocks;
-    request.before = first;
-    if (first != 0) request.parent = group_type::bits_of(ticket.what.keys[first - 1]);
-    request.id = ticket.what.lease.id;
-    return request;
   }
 
   state_type& state_;
@@ -548,13 +291,9 @@ class direct_loader {
   std::vector<std::unique_ptr<used_source>> sources_;
   std::vector<std::shared_ptr<direct_state>> active_;
   std::vector<passage*> reading_;
-  std::size_t submitting_ = 0;
-  std::vector<std::unique_ptr<passage>> proved_;  // in the order of that, and to be copied
-  bool copier_ = false;                           // a thread is about that
-  std::vector<std::unique_ptr<passage>> batch_;   // that thread's
-  std::vector<block_copy> batch_copies_;
-  std::deque<std::unique_ptr<passage>> copying_;  // in the order of their submission
-  std::size_t next_asked_ = 0;
+  std::size_t calling_ = 0;  // readers' threads that are in here
+  direct_outcomes<state_type> outcomes_;
+  copies_type copies_;
 };
 
 }  // namespace kvx::detail

@@ -2,8 +2,7 @@
 #pragma once
 
 #include <kvx/detail/core_state.hpp>
-
-#include <fcntl.h>
+#include <kvx/detail/slot_reading.hpp>
 
 #include <cerrno>
 
@@ -183,8 +182,7 @@ class fetcher {
     reads_.push_back(r);
     ++state_.reads_under_way;
     state_.read_bytes_under_way += g.geometry.stride;
-    state_.metrics.storage.in_flight_read_bytes.add(g.geometry.stride);
-    state_.storage_reads.start(now);
+    state_.read_started(g.geometry.stride, now);
     io_request request;
     request.op = io_op::read;
     request.priority = io_class::load;
@@ -225,19 +223,11 @@ class fetcher {
     auto verdict = store::slot_verdict::not_a_slot;
     const clock::time_point came = clock::now();
     if (outcome.error == 0) {
-      const plan& what = *r->what;
-      store::slot_expectation expected;
-      expected.key = what.keys[r->block];
-      expected.parent = what.parent(r->block);
-      expected.tokens = what.block(r->block);
-      expected.extra = what.extra(r->block);
-      expected.slot_number = store::block_store::slot_number(r->place);
-      verdict = store::verify_slot(g.memory.bytes(r->slot), g.geometry, g.identity, expected);
+      const slot_reading reading{*r->what, r->block, r->place, r->file, r->offset, g.geometry.stride};
+      verdict = verify_reading(reading, [&](const store::slot_expectation& expected) {
+        return store::verify_slot(g.memory.bytes(r->slot), g.geometry, g.identity, expected);
+      });
       state_.metrics.latency.verify.record(clock::now() - came);
-      // What the page cache holds may be what is damaged; the next read shall ask the device.
-      if (verdict != store::slot_verdict::ok)
-        ::posix_fadvise(r->file, static_cast<off_t>(r->offset), static_cast<off_t>(g.geometry.stride),
-                        POSIX_FADV_DONTNEED);
     }
     requests more;
     {
@@ -246,10 +236,8 @@ class fetcher {
       std::erase(reads_, finished);
       --state_.reads_under_way;
       state_.read_bytes_under_way -= g.geometry.stride;
-      state_.metrics.storage.in_flight_read_bytes.sub(g.geometry.stride);
       bytes_since_idle_ = state_.reads_under_way == 0 ? 0 : bytes_since_idle_ + g.geometry.stride;
-      state_.storage_reads.finish(outcome.error == 0 ? g.geometry.stride : 0, came);
-      state_.last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+      state_.read_ended(g.geometry.stride, outcome.error, r->late_counted, came, now);
       settle(*r, outcome, verdict, now);
       if (!state_.stopping) more = admit(now);
       state_.wake_pump();
@@ -259,9 +247,6 @@ class fetcher {
 
   void settle(const read& r, const io_result& outcome, store::slot_verdict verdict, clock::time_point now) {
     group_type& g = *r.group;
-    // One that came after its deadline proves nothing.
-    if (outcome.error == 0 && !r.late_counted && state_.loads_breaker.succeeded())
-      state_.metrics.breaker_load.closed.add();
     if (outcome.error == 0 && verdict == store::slot_verdict::ok) {
       state_.metrics.storage.read_bytes.add(g.geometry.stride);
       state_.metrics.latency.prefetch_block.record(now - r.started);
