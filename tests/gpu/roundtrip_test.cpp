@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks go from device memory to pinned memory, to storage, and back to other pages, under random delays, while both
-// tiers evict. A kernel writes each block as a function of its key, and a kernel checks every word that comes back.
+// Blocks go from device memory to pinned memory, to storage, and back to other pages, by way of memory or straight,
+// under random delays, while both tiers evict. A kernel writes each block as a function of its key, and a kernel checks
+// every word that comes back.
 //
 // KVX_TEST_ROUND_TRIPS: blocks that have to make the whole way (default 20,000); KVX_TEST_STORAGE: a directory.
 #include <kvx/cache.hpp>
 #include <kvx/eviction/lru.hpp>
 #include <kvx/hash/xxh3_128.hpp>
+#include <kvx/io/cufile.hpp>
 #include <kvx/io/posix.hpp>
 #include <kvx/layout.hpp>
 #include <kvx/transfer/cuda.hpp>
@@ -119,13 +121,14 @@ struct lists {
 struct totals {
   std::atomic<std::uint64_t> whole_way{0};
   std::atomic<std::uint64_t> from_memory{0};
+  std::atomic<std::uint64_t> straight{0};  // of those that went the whole way
   std::atomic<std::uint64_t> saved{0};
   std::atomic<std::uint64_t> missed{0};
   std::atomic<std::uint64_t> errors{0};
 };
 
-void engine(gpu_cache& cache, const device_pool& pool, std::size_t me, std::uint64_t goal, totals& all,
-            unsigned long long* wrong) {
+void engine(gpu_cache& cache, const std::shared_ptr<kvx::cufile>& reader, const device_pool& pool, std::size_t me,
+            std::uint64_t goal, totals& all, unsigned long long* wrong) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const lists written;
@@ -158,6 +161,16 @@ void engine(gpu_cache& cache, const device_pool& pool, std::size_t me, std::uint
     check(cudaStreamSynchronize(stream));
     return saved;
   };
+  // Counts the words that are wrong in the pages of a prompt's first blocks.
+  const auto check_pages = [&](const kvx::sequence& chain, std::span<const kvx::block_id> pages, auto&& layer_ready) {
+    expected.set(pool, chain, pages);
+    for (std::size_t l = 0; l < layers && !pages.empty(); ++l) {
+      if (!layer_ready(l)) ++all.errors;
+      kvx_gpu::check_blocks(stream, expected.pieces + l * prompt_blocks * 2, expected.numbers + l * prompt_blocks,
+                            static_cast<std::uint32_t>(pages.size()), 2, page_piece, wrong);
+    }
+    check(cudaStreamSynchronize(stream));
+  };
   // More than storage holds, so that it evicts from the start.
   for (const kvx::sequence& chain : prompts) {
     std::shuffle(free_pages.begin(), free_pages.end(), random);
@@ -176,21 +189,28 @@ void engine(gpu_cache& cache, const device_pool& pool, std::size_t me, std::uint
     }
     std::size_t on_storage = 0;
     for (std::size_t b = 0; b < prompt_blocks; ++b) on_storage += plan.where(b) == kvx::tier::storage ? 1U : 0U;
-    const kvx::prefetch_ticket arriving = cache.prefetch(plan);
-    static_cast<void>(arriving.wait_for(20s));
-    delay();
-    const auto loaded = cache.load(plan, there, stream);
-    const std::size_t count = loaded.loaded_blocks();
-    expected.set(pool, chain, there.first(count));
-    for (std::size_t l = 0; l < layers && count > 0; ++l) {
-      if (!loaded.wait_layer(l, stream).ok()) ++all.errors;
-      kvx_gpu::check_blocks(stream, expected.pieces + l * prompt_blocks * 2, expected.numbers + l * prompt_blocks,
-                            static_cast<std::uint32_t>(count), 2, page_piece, wrong);
+    const bool straight = random() % 3 == 0;
+    std::size_t count = 0;
+    if (straight) {
+      const kvx::direct_load_ticket arriving = cache.load_direct(plan, there, reader, stream);
+      if (!arriving.wait_for(20s)) ++all.errors;
+      count = arriving.loaded_blocks();
+      check_pages(chain, there.first(count), [](std::size_t) { return true; });
+      // What was evicted meanwhile is a miss.
+      if (const kvx::errc code = arriving.outcome().code(); code != kvx::errc::ok && code != kvx::errc::miss)
+        ++all.errors;
+    } else {
+      const kvx::prefetch_ticket arriving = cache.prefetch(plan);
+      static_cast<void>(arriving.wait_for(20s));
+      delay();
+      const auto loaded = cache.load(plan, there, stream);
+      count = loaded.loaded_blocks();
+      check_pages(chain, there.first(count), [&](std::size_t l) { return loaded.wait_layer(l, stream).ok(); });
+      loaded.wait();
+      if (!loaded.outcome().ok()) ++all.errors;
     }
-    check(cudaStreamSynchronize(stream));
-    loaded.wait();
-    if (!loaded.outcome().ok()) ++all.errors;
     const std::size_t from_storage = count < prompt_blocks ? std::min(count, on_storage) : on_storage;
+    if (straight) all.straight += from_storage;
     all.whole_way += from_storage;
     all.from_memory += count - from_storage;
   }
@@ -225,24 +245,34 @@ TEST_CASE("no block comes back wrong from its way through memory and storage") {
   const auto began = std::chrono::steady_clock::now();
   {
     gpu_cache cache(with, pool.layout(), kvx::cuda_transfer(device));
+    kvx::cufile_options direct;
+    direct.kernels = device.kernels;
+    direct.block_bytes = cache.block_bytes();
+    direct.staging_bytes = 16 * cache.block_bytes();  // fewer than a prompt has
+    direct.threads = 4;
+    direct.through = kvx::cufile_way::host;
+    const auto reader = std::make_shared<kvx::cufile>(direct);
     std::vector<std::thread> engines;
     for (std::size_t t = 0; t < threads; ++t) {
-      engines.emplace_back([&, t] { engine(cache, pool, t, goal, all, wrong); });
+      engines.emplace_back([&, t] { engine(cache, reader, pool, t, goal, all, wrong); });
     }
     for (std::thread& each : engines) each.join();
     stats = cache.stats();
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   std::printf(
-      "round trips: %llu whole way, %llu from memory, %llu saved, %llu missed, %llu evicted from memory, %llu from "
+      "round trips: %llu whole way, %llu of them straight, %llu from memory, %llu saved, %llu missed, %llu evicted "
+      "from memory, %llu from "
       "storage, %llu damaged, %llu wrong words, %.1f s\n",
-      static_cast<unsigned long long>(all.whole_way), static_cast<unsigned long long>(all.from_memory),
-      static_cast<unsigned long long>(all.saved), static_cast<unsigned long long>(all.missed),
-      static_cast<unsigned long long>(stats.memory.evicted), static_cast<unsigned long long>(stats.storage.evicted),
-      static_cast<unsigned long long>(stats.storage.damaged), *wrong, seconds);
+      static_cast<unsigned long long>(all.whole_way), static_cast<unsigned long long>(all.straight),
+      static_cast<unsigned long long>(all.from_memory), static_cast<unsigned long long>(all.saved),
+      static_cast<unsigned long long>(all.missed), static_cast<unsigned long long>(stats.memory.evicted),
+      static_cast<unsigned long long>(stats.storage.evicted), static_cast<unsigned long long>(stats.storage.damaged),
+      *wrong, seconds);
   CHECK(all.errors == 0);
   CHECK(*wrong == 0);
   CHECK(all.whole_way >= goal);
+  CHECK(all.straight > 0);
   CHECK(stats.memory.evicted > 0);
   CHECK(stats.storage.evicted > 0);
   static_cast<void>(cudaFreeHost(wrong));
