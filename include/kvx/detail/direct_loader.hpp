@@ -234,10 +234,9 @@ class direct_loader {
     auto verdict = store::slot_verdict::not_a_slot;
     if (outcome.error == 0) {
       const slot_reading reading{p.of->ticket->what, p.wanted().block, p.place, p.file, p.offset, g.geometry.stride};
-      verdict = verify_reading(reading, [&](const store::slot_expectation& expected) {
-        return store::verify_slot(p.header.span(), p.page_values, g.geometry, g.identity, expected);
-      });
+      verdict = store::verify_slot(p.header.span(), p.page_values, g.geometry, g.identity, reading.expected());
       state_.metrics.latency.verify.record(clock::now() - came);
+      if (verdict != store::slot_verdict::ok) reading.leave_page_cache();
     }
     std::vector<requests_of_source> more;
     {

@@ -224,10 +224,9 @@ class fetcher {
     const clock::time_point came = clock::now();
     if (outcome.error == 0) {
       const slot_reading reading{*r->what, r->block, r->place, r->file, r->offset, g.geometry.stride};
-      verdict = verify_reading(reading, [&](const store::slot_expectation& expected) {
-        return store::verify_slot(g.memory.bytes(r->slot), g.geometry, g.identity, expected);
-      });
+      verdict = store::verify_slot(g.memory.bytes(r->slot), g.geometry, g.identity, reading.expected());
       state_.metrics.latency.verify.record(clock::now() - came);
+      if (verdict != store::slot_verdict::ok) reading.leave_page_cache();
     }
     requests more;
     {

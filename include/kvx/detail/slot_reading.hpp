@@ -13,7 +13,7 @@
 
 namespace kvx::detail {
 
-/// A slot that was read from storage for a block of a plan.
+/// A slot that was read from storage for a block of a plan, for verify_slot().
 struct slot_reading {
   const plan& what;
   std::size_t block = 0;
@@ -21,22 +21,22 @@ struct slot_reading {
   int file = -1;
   std::uint64_t offset = 0;
   std::size_t bytes = 0;
-};
 
-/// Compares what came with what the plan says of the block, by `verify(slot_expectation)`.
-template <class Verify>
-[[nodiscard]] store::slot_verdict verify_reading(const slot_reading& of, Verify&& verify) {
-  store::slot_expectation expected;
-  expected.key = of.what.keys[of.block];
-  expected.parent = of.what.parent(of.block);
-  expected.tokens = of.what.block(of.block);
-  expected.extra = of.what.extra(of.block);
-  expected.slot_number = store::block_store::slot_number(of.place);
-  const store::slot_verdict verdict = verify(expected);
-  // What the page cache holds may be what is damaged; the next read shall ask the device.
-  if (verdict != store::slot_verdict::ok)
-    ::posix_fadvise(of.file, static_cast<off_t>(of.offset), static_cast<off_t>(of.bytes), POSIX_FADV_DONTNEED);
-  return verdict;
-}
+  /// What the plan says of the block.
+  [[nodiscard]] store::slot_expectation expected() const {
+    store::slot_expectation of_plan;
+    of_plan.key = what.keys[block];
+    of_plan.parent = what.parent(block);
+    of_plan.tokens = what.block(block);
+    of_plan.extra = what.extra(block);
+    of_plan.slot_number = store::block_store::slot_number(place);
+    return of_plan;
+  }
+  /// For one that did not prove itself: what the page cache holds may be what is damaged; the next read shall ask the
+  /// device.
+  void leave_page_cache() const noexcept {
+    ::posix_fadvise(file, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+  }
+};
 
 }  // namespace kvx::detail
