@@ -273,10 +273,12 @@ struct core_state {
     return verdict == store::slot_verdict::other_key &&
            store::parse_header(header, g.geometry, g.identity, found) == store::slot_verdict::ok && found.key == key;
   }
+  /// Counts a read from storage that begins.
   void read_started(std::size_t bytes, clock::time_point now) {
     metrics.storage.in_flight_read_bytes.add(bytes);
     storage_reads.start(now);
   }
+  /// Counts one that ended, whatever it brought.
   /// Shape   came: when it ended; late: it counted as failed already, so that it proves nothing
   void read_ended(std::size_t bytes, int error, bool late, clock::time_point came, clock::time_point now) {
     metrics.storage.in_flight_read_bytes.sub(bytes);
@@ -284,6 +286,7 @@ struct core_state {
     last_storage_read.store(now.time_since_epoch().count(), std::memory_order_relaxed);
     if (error == 0 && !late && loads_breaker.succeeded()) metrics.breaker_load.closed.add();
   }
+
   /// Counts a read from storage that brought no block, one that nobody gave up. Returns whether there is nothing of use
   /// at its place any more.
   ///

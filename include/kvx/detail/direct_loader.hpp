@@ -174,6 +174,7 @@ class direct_loader {
   [[nodiscard]] group_type& group_of(const direct_state& ticket, std::size_t entry) const noexcept {
     return *state_.groups[ticket.wanted[entry].group];
   }
+
   [[nodiscard]] std::vector<direct_request> admit(used_source& source, clock::time_point now) {
     std::vector<direct_request> out;
     while (!source.queue.empty() && source.under_way < source.reader->capacity()) {
@@ -197,7 +198,9 @@ class direct_loader {
       state_.drop_storage(g, node);
       return outcomes_.refuse_from(ticket, next.entry, errc::miss, now);
     }
-    auto made = std::make_unique<passage>();
+    // Whole before anybody counts on it: its memory may be what is missing.
+    auto given = std::make_unique<read_context>(read_context{this, std::make_unique<passage>()});
+    passage* const made = given->block.get();
     made->of = next.of;
     made->entry = next.entry;
     made->group = &g;
@@ -207,7 +210,7 @@ class direct_loader {
     made->file = from->file;
     made->offset = from->offset;
     made->started = now;
-    reading_.push_back(made.get());
+    reading_.push_back(made);
     ++next.of->source->under_way;
     state_.read_started(g.geometry.stride, now);
     direct_request request;
@@ -217,7 +220,7 @@ class direct_loader {
     request.header = made->header.span();
     request.page_values = made->page_values;
     request.cancelled = &ticket.given_up;
-    request.context = new read_context{this, std::move(made)};
+    request.context = given.release();
     request.done = [](void* context, const io_result& outcome, std::byte* payload) noexcept {
       const std::unique_ptr<read_context> self(static_cast<read_context*>(context));
       self->owner->read(std::move(self->block), outcome, payload);

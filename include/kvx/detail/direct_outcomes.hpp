@@ -20,8 +20,8 @@ namespace kvx::detail {
 
 /// Says what became of the blocks of loads past the arena; of a load that ended it tells the tiers' policies which
 /// blocks the request used.
-/// Thread  the caller holds the cache's lock
 /// Shape   State: core_state
+/// Thread  the caller holds the cache's lock
 template <class State>
 class direct_outcomes {
  public:
