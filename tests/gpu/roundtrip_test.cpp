@@ -13,6 +13,7 @@
 #include <kvx/transfer/cuda.hpp>
 
 #include <doctest/doctest.h>
+#include <patient_options.hpp>
 #include <temporary_directory.hpp>
 #include <test_engine.hpp>
 
@@ -187,13 +188,16 @@ void engine(gpu_cache& cache, const std::shared_ptr<kvx::cufile>& reader, const 
       static_cast<void>(prefill(chain, here));
       continue;
     }
-    std::size_t on_storage = 0;
-    for (std::size_t b = 0; b < prompt_blocks; ++b) on_storage += plan.where(b) == kvx::tier::storage ? 1U : 0U;
     const bool straight = random() % 3 == 0;
     std::size_t count = 0;
     if (straight) {
+      // Whoever copies before the engine's stream is there, or not at all, leaves these.
+      if (random() % 8 == 0) kvx_gpu::spin(stream, 5000);  // longer than storage takes
+      for (std::byte* const region : pool.regions)
+        for (const kvx::block_id page : there)
+          check(cudaMemsetAsync(region + page * page_piece, 0xA5, page_piece, stream));
       const kvx::direct_load_ticket arriving = cache.load_direct(plan, there, reader, stream);
-      if (!arriving.wait_for(20s)) ++all.errors;
+      if (!arriving.wait_for(kvx_test::patience)) ++all.errors;
       count = arriving.loaded_blocks();
       check_pages(chain, there.first(count), [](std::size_t) { return true; });
       // What was evicted meanwhile is a miss.
@@ -209,7 +213,8 @@ void engine(gpu_cache& cache, const std::shared_ptr<kvx::cufile>& reader, const 
       loaded.wait();
       if (!loaded.outcome().ok()) ++all.errors;
     }
-    const std::size_t from_storage = count < prompt_blocks ? std::min(count, on_storage) : on_storage;
+    std::size_t from_storage = 0;
+    for (std::size_t b = 0; b < count; ++b) from_storage += plan.where(b) == kvx::tier::storage ? 1U : 0U;
     if (straight) all.straight += from_storage;
     all.whole_way += from_storage;
     all.from_memory += count - from_storage;
@@ -228,14 +233,12 @@ TEST_CASE("no block comes back wrong from its way through memory and storage") {
   unsigned long long* wrong = nullptr;
   check(cudaHostAlloc(reinterpret_cast<void**>(&wrong), sizeof *wrong, 0));
   *wrong = 0;
-  kvx::options with;
+  kvx::options with = kvx_test::patient_options(root);
   with.identity = {"round-trips", "r1", "bf16"};
   // Less than all blocks, so that both tiers have to evict.
   with.memory_bytes = 1024 * slot_bytes;
-  with.root = root;
   with.storage_bytes = 3 * threads * prompts_per_thread * prompt_blocks * slot_bytes / 4;
   with.extent_bytes = with.storage_bytes / 16 / kvx::page_bytes * kvx::page_bytes;
-  with.prompts_trusted = true;
   with.lease = 5ms;
   with.io.threads = 8;
   kvx::cuda_transfer_options device;
@@ -262,8 +265,7 @@ TEST_CASE("no block comes back wrong from its way through memory and storage") {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   std::printf(
       "round trips: %llu whole way, %llu of them straight, %llu from memory, %llu saved, %llu missed, %llu evicted "
-      "from memory, %llu from "
-      "storage, %llu damaged, %llu wrong words, %.1f s\n",
+      "from memory, %llu from storage, %llu damaged, %llu wrong words, %.1f s\n",
       static_cast<unsigned long long>(all.whole_way), static_cast<unsigned long long>(all.straight),
       static_cast<unsigned long long>(all.from_memory), static_cast<unsigned long long>(all.saved),
       static_cast<unsigned long long>(all.missed), static_cast<unsigned long long>(stats.memory.evicted),
@@ -272,7 +274,7 @@ TEST_CASE("no block comes back wrong from its way through memory and storage") {
   CHECK(all.errors == 0);
   CHECK(*wrong == 0);
   CHECK(all.whole_way >= goal);
-  CHECK(all.straight > 0);
+  CHECK(all.straight >= goal / 10);
   CHECK(stats.memory.evicted > 0);
   CHECK(stats.storage.evicted > 0);
   static_cast<void>(cudaFreeHost(wrong));
