@@ -40,7 +40,11 @@ class policy_tier final : public tier {
   void access(const request& now, kvx::session_state session, std::span<const arrival> arrivals) override {
     ++clock_;
     nothing_may_go_ = false;
-    for (const block_number block : now.blocks) last_request_[block] = clock_;
+    request_keys_.resize(now.blocks.size());
+    for (std::size_t i = 0; i < now.blocks.size(); ++i) {
+      last_request_[now.blocks[i]] = clock_;
+      request_keys_[i] = key_of(now.blocks[i]);
+    }
     choose_newcomers(now, arrivals);
     if (how_.save_blocks != 0) {
       access_in_parts(now, session, arrivals);
@@ -107,19 +111,19 @@ class policy_tier final : public tier {
     }
   }
 
-  [[nodiscard]] kvx::eviction_entry entry(const request& now, std::size_t i, kvx::slot_index slot) const noexcept {
-    return {slot, key_of(now.blocks[i]), static_cast<std::uint32_t>(i) * block_tokens_};
+  [[nodiscard]] kvx::eviction_entry entry(std::size_t i, kvx::slot_index slot) const noexcept {
+    return {slot, request_keys_[i], static_cast<std::uint32_t>(i) * block_tokens_};
   }
 
   /// Tells a policy that learns from requests of the blocks [first, end).
   void tell(const request& now, std::size_t first, std::size_t end, std::uint64_t id, kvx::session_state session) {
     if constexpr (kvx::request_eviction<Policy>) {
-      entries_.clear();
-      for (std::size_t i = end; i-- > first;) entries_.push_back(entry(now, i, here_.slot_of(now.blocks[i])));
+      entries_.resize(end - first);
+      for (std::size_t i = first; i < end; ++i) entries_[end - 1 - i] = entry(i, here_.slot_of(now.blocks[i]));
       kvx::eviction_request told;
       told.blocks = entries_;
       told.before = first;
-      if (first != 0) told.parent = key_of(now.blocks[first - 1]);
+      if (first != 0) told.parent = request_keys_[first - 1];
       told.id = id;
       told.session = session;
       timed([&] { policy_.access(told); });
@@ -155,8 +159,8 @@ class policy_tier final : public tier {
       timed([&] { policy_.touch(std::span(&slot, 1)); });
       return;
     }
-    if (newcomer_[i] == none || !make_room(block, newcomer_[i])) return;
-    const kvx::eviction_entry made = entry(now, i, here_.put(block));
+    if (newcomer_[i] == none || !make_room(request_keys_[i], newcomer_[i])) return;
+    const kvx::eviction_entry made = entry(i, here_.put(block));
     ++counts.inserted;
     timed([&] { policy_.insert(std::span(&made, 1)); });
   }
@@ -167,12 +171,12 @@ class policy_tier final : public tier {
     bool refusing = false;
     for (std::size_t i = first; i < end; ++i) {
       if (newcomer_[i] == none) continue;
-      if (refusing || !make_room(now.blocks[i], newcomer_[i])) {
+      if (refusing || !make_room(request_keys_[i], newcomer_[i])) {
         if (refusing) ++counts.refused;
         refusing = true;
         continue;
       }
-      entries_.push_back(entry(now, i, here_.put(now.blocks[i])));
+      entries_.push_back(entry(i, here_.put(now.blocks[i])));
       ++counts.inserted;
     }
     if (entries_.empty()) return;
@@ -194,11 +198,11 @@ class policy_tier final : public tier {
       timed([&] { policy_.insert_behind(behind, parent); });
   }
 
-  [[nodiscard]] bool make_room(block_number block, newcomer how) {
+  [[nodiscard]] bool make_room(std::uint64_t key, newcomer how) {
     if (!here_.full()) return true;
     kvx::slot_index victim = kvx::no_slot;
     // Pins only grow while a request lasts: a policy that found no victim need not look again.
-    if (!nothing_may_go_ && (how == read_back || admits(block))) {
+    if (!nothing_may_go_ && (how == read_back || admits(key))) {
       timed([&] { victim = policy_.evict([this](kvx::slot_index candidate) { return pinned(candidate); }); });
       nothing_may_go_ = victim == kvx::no_slot;
     }
@@ -211,9 +215,9 @@ class policy_tier final : public tier {
     return true;
   }
 
-  [[nodiscard]] bool admits(block_number block) {
+  [[nodiscard]] bool admits(std::uint64_t key) {
     bool admitted = true;
-    if constexpr (kvx::request_eviction<Policy>) timed([&] { admitted = policy_.admits(key_of(block)); });
+    if constexpr (kvx::request_eviction<Policy>) timed([&] { admitted = policy_.admits(key); });
     return admitted;
   }
 
@@ -234,6 +238,7 @@ class policy_tier final : public tier {
   std::vector<kvx::eviction_entry> entries_;
   std::vector<kvx::slot_index> touched_;
   std::vector<std::uint64_t> keys_;
+  std::vector<std::uint64_t> request_keys_;  // of the request under way, front first
 };
 
 }  // namespace kvx_replay

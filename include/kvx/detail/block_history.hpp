@@ -31,8 +31,7 @@ class block_history {
     slot_index slot;       // where the tier holds it
     std::uint32_t choice;  // its place among those that the policy wants held
     std::uint32_t cohort;  // time of its last use, and class
-    std::uint8_t gap : 5, deciding : 1, in_lru : 1, passed : 1;
-    std::uint8_t uses : 3, hint : 3, unused : 2;
+    std::uint32_t gap : 5, deciding : 1, in_lru : 1, passed : 1, uses : 3, hint : 3, unused : 18;
   };
   static_assert(sizeof(entry) == 32);
 
@@ -113,7 +112,6 @@ class block_history {
     const unsigned old = cohorts_.age(at);
     const std::uint32_t entered = x.last + hazard_model::edge(old);
     model.leave(x.cls, old, entered, cohorts_.now(), used);
-    model.leave(0, old, entered, cohorts_.now(), used);
     if (x.news != 0) model.leave(x.news, old, entered, cohorts_.now(), used);
     cohorts_.part(at);
   }
@@ -125,7 +123,16 @@ class block_history {
     const unsigned young = cohorts_.age(at);
     const std::uint32_t entered = last + hazard_model::edge(young);
     model.enter(cls, young, entered);
-    model.enter(0, young, entered);
+  }
+  /// Puts an entry into the age of one that was used with it and is of its class.
+  void enter_age_of(id e, id other, hazard_model& model) noexcept {
+    const id at = entries_[other].cohort;
+    entries_[e].cohort = at;
+    cohorts_.join(at);
+    const cohorts::cohort& x = cohorts_[at];
+    const unsigned young = cohorts_.age(at);
+    const std::uint32_t entered = x.last + hazard_model::edge(young);
+    model.enter(x.cls, young, entered);
   }
   /// The age of an entry, as far as grow_older() went.
   [[nodiscard]] unsigned age(id e) const noexcept { return cohorts_.age(entries_[e].cohort); }

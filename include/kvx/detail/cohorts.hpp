@@ -44,6 +44,7 @@ class cohorts {
     ++all_[c].count;
     return c;
   }
+  void join(id c) noexcept { ++all_[c].count; }
   /// Counts one block less.
   void part(id c) noexcept {
     cohort& x = all_[c];
@@ -67,7 +68,6 @@ class cohorts {
       while (c != none && now - all_[c].last >= outgrown) {
         const cohort& x = all_[c];
         model.grow_older(x.cls, age, x.count, x.last, now);
-        model.grow_older(0, age, x.count, x.last, now);
         if (x.news != 0) model.grow_older(x.news, age, x.count, x.last, now);
         if (x.leaves != none) moved(x);
         c = x.newer;

@@ -39,7 +39,9 @@ class hazard_model {
   static constexpr unsigned ages = 22;
   static constexpr unsigned most_classes = 256;
 
-  hazard_model() : cells_(static_cast<std::size_t>(most_classes) * ages), values_(cells_.size()), class_of_(codes) {}
+  hazard_model() : cells_(static_cast<std::size_t>(most_classes) * ages), values_(cells_.size()), class_of_(codes) {
+    fit_all_together(0);
+  }
 
   /// The first age of a bucket.
   [[nodiscard]] static constexpr std::uint32_t edge(unsigned age) noexcept {
@@ -60,7 +62,7 @@ class hazard_model {
   [[nodiscard]] std::span<const float, ages> values(unsigned cls) const noexcept {
     return std::span<const float, ages>(&values_[cell(cls, 0)], ages);
   }
-  /// Class 0 stands for all of them together.
+  /// One more than there are: class 0 stands for none.
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
   [[nodiscard]] double mean_request() const noexcept { return mean_request_; }
 
@@ -117,13 +119,15 @@ class hazard_model {
   void learn(std::size_t blocks, std::size_t slots, std::uint32_t now, Renewed&& renewed) noexcept {
     seen_ += blocks;
     if (seen_ >= fade_at_) {
-      fade_at_ = seen_ + 16 * std::max<std::size_t>(slots, 64);
+      fade_at_ = seen_ + remembered(slots);
       fade();
     }
     unfitted_ += blocks;
     constexpr std::uint32_t beginning = 64;
-    constexpr std::size_t blocks_per_fit = 16;
     constexpr std::size_t most_at_once = 64;
+    // All classes in a thirty-second of what is remembered: values change by as much meanwhile.
+    const std::size_t blocks_per_fit =
+        std::clamp<std::size_t>(std::min(seen_, remembered(slots)) / (32 * std::size_t{classes_}), 16, 128);
     std::size_t fits = std::min(unfitted_ / blocks_per_fit, most_at_once);
     unfitted_ = fits == most_at_once ? 0 : unfitted_ % blocks_per_fit;
     if (now <= beginning) fits = std::min<std::size_t>(classes_, most_at_once);
@@ -139,6 +143,10 @@ class hazard_model {
   }
 
  private:
+  /// Blocks after which what was learned counts half.
+  [[nodiscard]] static std::size_t remembered(std::size_t slots) noexcept {
+    return 16 * std::max<std::size_t>(slots, 64);
+  }
   /// Makes what was learned count half, so that newer traffic outweighs it.
   void fade() noexcept {
     for (cell_data& c : cells_) {
@@ -147,55 +155,66 @@ class hazard_model {
     }
   }
 
-  /// Renews the hazard of all classes together, to which each is drawn.
+  /// What comes of waiting from the beginning of an age on, for as long as it pays.
+  struct stretch {
+    float uses, time, left;
+    unsigned behind;  // the age at which it ends
+
+    [[nodiscard]] float value() const noexcept { return time > 0 ? uses / time : 0; }
+  };
+
+  /// Renews what all classes together show, to which each is drawn.
   void fit_all_together(std::uint32_t now) noexcept {
+    std::array<cell_data, ages> all{};
+    for (unsigned at = cell(1, 0); at < cell(classes_, 0); at += ages)
+      for (unsigned k = 0; k < ages; ++k) all[k] += cells_[at + k];
     constexpr float falls_with_age = 0.2F;
     const auto weight = static_cast<float>(4 * mean_request_);
     for (unsigned k = 0; k < ages; ++k) {
       const float w = widths[k];
       const float before = falls_with_age / (static_cast<float>(edge(k)) + w / 2);
-      common_[k] =
-          rate(static_cast<float>(cells_[k].uses) + weight * before * w, exposure(cells_[k], now) + weight * w);
+      common_[k] = rate(static_cast<float>(all[k].uses) + weight * before * w, exposure(all[k], now) + weight * w);
     }
+    for (unsigned k = ages; k-- > 0;) common_waits_[k] = wait(k, common_[k], common_waits_);
   }
 
   /// Renews the values of one class.
   void fit(unsigned cls, std::uint32_t now) noexcept {
     const cell_data* const cells = &cells_[cell(cls, 0)];
     float* const values = &values_[cell(cls, 0)];
+    // From the age on at which nobody has been it is like all classes together.
+    unsigned known = ages;
+    while (known != 0 && cells[known - 1].empty()) --known;
     const auto weight = static_cast<float>(2 * mean_request_);
-    // Age by age without a branch, so that the compiler can do several at once.
     std::array<float, ages> hazards;
-    std::array<float, ages> chances;  // of a use within the age
-    for (unsigned k = 0; k < ages; ++k) hazards[k] = static_cast<float>(cells[k].uses);
-    for (unsigned k = 0; k < ages; ++k) chances[k] = exposure(cells[k], now);
-    for (unsigned k = 0; k < ages; ++k) {
+    for (unsigned k = 0; k < known; ++k) {
       const float w = widths[k];
-      hazards[k] = rate(hazards[k] + weight * common_[k] * w, chances[k] + weight * w);
-      const float x = hazards[k] * w;
-      chances[k] = x * (1 - x / 2);
+      hazards[k] =
+          rate(static_cast<float>(cells[k].uses) + weight * common_[k] * w, exposure(cells[k], now) + weight * w);
     }
-    // From the oldest age down: ages that are worth more than the one before them are waited for together with it.
-    struct stretch {
-      float uses, time, left;
-    };
-    std::array<stretch, ages> behind;
-    unsigned count = 0;
+    std::array<stretch, ages> waits;
     for (unsigned k = ages; k-- > 0;) {
-      const float hazard = hazards[k];
-      const float x = hazard * widths[k];
-      // What is not small takes the exponential function, unless the difference to 1 is less than a float shows.
-      const float p = x < 0.02F ? chances[k] : x < 18.0F ? 1 - std::exp(-x) : 1.0F;
-      stretch now_and_on{p, hazard > 0 ? p / hazard : widths[k], 1 - p};
-      while (count != 0 && behind[count - 1].uses * now_and_on.time > now_and_on.uses * behind[count - 1].time) {
-        const stretch& next = behind[--count];
-        now_and_on.uses += now_and_on.left * next.uses;
-        now_and_on.time += now_and_on.left * next.time;
-        now_and_on.left *= next.left;
-      }
-      behind[count++] = now_and_on;
-      values[k] = now_and_on.time > 0 ? now_and_on.uses / now_and_on.time : 0;
+      waits[k] = k < known ? wait(k, hazards[k], waits) : common_waits_[k];
+      values[k] = waits[k].value();
     }
+  }
+
+  /// Ages that are worth more than the one before them are waited for together with it.
+  /// Shape   waits: of the ages behind
+  [[nodiscard]] static stretch wait(unsigned age, float hazard, const std::array<stretch, ages>& waits) noexcept {
+    const float x = hazard * widths[age];
+    // What is small needs no exponential function; of what is large the difference to 1 is less than a float shows.
+    const float p = x < 0.02F ? x * (1 - x / 2) : x < 18.0F ? 1 - std::exp(-x) : 1.0F;
+    stretch all{p, hazard > 0 ? p / hazard : widths[age], 1 - p, age + 1};
+    while (all.behind != ages) {
+      const stretch& next = waits[all.behind];
+      if (next.uses * all.time <= all.uses * next.time) break;
+      all.uses += all.left * next.uses;
+      all.time += all.left * next.time;
+      all.left *= next.left;
+      all.behind = next.behind;
+    }
+    return all;
   }
 
   static constexpr std::size_t codes = std::size_t{8} * 4 * 8 * 8 * 2;
@@ -205,6 +224,15 @@ class hazard_model {
     double uses = 0;            // in a float, adding one would do nothing from 2^24 on
     double exposure = 0;        // of those who left
     std::uint64_t here = 0;
+
+    [[nodiscard]] bool empty() const noexcept { return here == 0 && exposure == 0 && uses == 0; }
+    cell_data& operator+=(const cell_data& other) noexcept {
+      entered += other.entered;
+      uses += other.uses;
+      exposure += other.exposure;
+      here += other.here;
+      return *this;
+    }
   };
 
   [[nodiscard]] std::uint8_t class_of(unsigned code, std::uint32_t now) noexcept {
@@ -234,6 +262,7 @@ class hazard_model {
   std::vector<float> values_;
   std::vector<std::uint8_t> class_of_;
   std::array<float, ages> common_{};
+  std::array<stretch, ages> common_waits_{};
   unsigned classes_ = 1;
   unsigned requests_ = 0;  // at most what the mean is over
   double mean_request_ = 0;

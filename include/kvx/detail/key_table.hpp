@@ -36,7 +36,7 @@ class key_table {
     const std::size_t first = home(hash);
     for (std::size_t at = first;;) {
       const bucket& b = buckets_[at];
-      for (std::uint64_t left = b.places_of(tag(hash)); left != 0; left &= left - 1)
+      for (std::uint32_t left = b.places_of(tag(hash)); left != 0; left &= left - 1)
         if (const std::uint32_t entry = b.entries[place(left)]; is(entry)) return entry;
       // One that was passed on long ago keeps a bucket from being an end, and all of them may have one.
       if (b.passed == 0 || (at = next(at)) == first) return none;
@@ -45,24 +45,23 @@ class key_table {
   void insert(std::uint32_t hash, std::uint32_t entry) noexcept {
     std::size_t at = home(hash);
     // Of two with one key the later one takes the place that is looked at first.
-    if (const std::uint64_t same = buckets_[at].places_of(tag(hash)); same != 0)
-      if (const std::uint64_t room = buckets_[at].places_of(0); room == 0 || place_order(same) < place_order(room))
-        std::swap(buckets_[at].entries[place(same)], entry);
-    std::uint64_t room = buckets_[at].places_of(0);
+    std::uint32_t room = buckets_[at].places_of(0);
+    if (const std::uint32_t same = buckets_[at].places_of(tag(hash)); same != 0)
+      if (room == 0 || place(same) < place(room)) std::swap(buckets_[at].entries[place(same)], entry);
     for (; room == 0; room = buckets_[at].places_of(0)) {
       ++buckets_[at].passed;
       at = next(at);
     }
     buckets_[at].entries[place(room)] = entry;
-    buckets_[at].set(place(room), tag(hash));
+    buckets_[at].tags[place(room)] = tag(hash);
   }
   /// Precondition: the entry is in it.
   void erase(std::uint32_t hash, std::uint32_t entry) noexcept {
     for (std::size_t at = home(hash);; at = next(at)) {
       bucket& b = buckets_[at];
-      for (std::uint64_t left = b.places_of(tag(hash)); left != 0; left &= left - 1) {
+      for (std::uint32_t left = b.places_of(tag(hash)); left != 0; left &= left - 1) {
         if (b.entries[place(left)] != entry) continue;
-        b.set(place(left), 0);
+        b.tags[place(left)] = 0;
         return;
       }
       --b.passed;
@@ -72,38 +71,39 @@ class key_table {
  private:
   static constexpr std::size_t ways = 10;
   static constexpr std::size_t load = 6;
-  static constexpr std::uint64_t each = 0x0001'0001'0001'0001U;
 
   struct alignas(64) bucket {
-    std::array<std::uint64_t, 2> tags{};  // four in a word; 0: no entry
-    std::uint32_t last_tags = 0;
-    std::uint32_t passed = 0;  // entries that would be here if there had been room, here or in those before it
+    std::array<std::uint16_t, ways> tags{};  // 0: no entry
+    std::uint32_t passed = 0;                // entries that would be here if there had been room, here or before it
     std::array<std::uint32_t, ways> entries{};
 
-    /// A bit for each place of a tag: see place(). Behind a right one in a word, one of a tag that differs in the
-    /// last bit alone may be set too.
-    [[nodiscard]] std::uint64_t places_of(std::uint16_t tag) const noexcept {
-      const std::uint64_t wanted = each * tag;
-      return (zeros(tags[0] ^ wanted) >> 15U) | (zeros(tags[1] ^ wanted) >> 14U) |
-             ((zeros((std::uint64_t{last_tags} ^ wanted)) & 0x8000'8000U) >> 13U);
+    /// Every other bit stands for a place that has a tag: see place().
+    [[nodiscard]] std::uint32_t places_of(std::uint16_t tag) const noexcept {
+#if defined(__SSE2__)
+      return (equal_words(0, tag) | equal_words(1, tag) << 16U) & 0x5'5555U;
+#else
+      std::uint32_t places = 0;
+      for (std::size_t at = 0; at < ways; ++at) places |= (tags[at] == tag ? 1U : 0U) << 2 * at;
+      return places;
+#endif
     }
-    void set(std::size_t at, std::uint16_t tag) noexcept {
-      const std::size_t shift = at % 4 * 16;
-      if (at < 8)
-        tags[at / 4] = (tags[at / 4] & ~(std::uint64_t{0xFFFF} << shift)) | std::uint64_t{tag} << shift;
-      else
-        last_tags = (last_tags & ~(0xFFFFU << shift)) | std::uint32_t{tag} << shift;
+
+#if defined(__SSE2__)
+    /// Two bits for each of eight words, from the first or from the ninth on; of those only two are tags.
+    [[nodiscard]] std::uint32_t equal_words(std::size_t eight, std::uint16_t word) const noexcept {
+      using words [[gnu::vector_size(16)]] = short;
+      using bytes [[gnu::vector_size(16)]] = char;
+      words these;
+      __builtin_memcpy(&these, reinterpret_cast<const std::byte*>(this) + eight * sizeof these, sizeof these);
+      const auto equal = these == static_cast<short>(word);
+      return static_cast<std::uint32_t>(__builtin_ia32_pmovmskb128(reinterpret_cast<bytes>(equal)));
     }
-    [[nodiscard]] static std::uint64_t zeros(std::uint64_t word) noexcept {
-      return (word - each) & ~word & each << 15U;
-    }
+#endif
   };
   static_assert(sizeof(bucket) == 64);
 
-  [[nodiscard]] static int place_order(std::uint64_t places) noexcept { return std::countr_zero(places); }
-  [[nodiscard]] static std::size_t place(std::uint64_t places) noexcept {
-    const auto first = static_cast<std::size_t>(std::countr_zero(places));
-    return first % 16 * 4 + first / 16;
+  [[nodiscard]] static std::size_t place(std::uint32_t places) noexcept {
+    return static_cast<std::size_t>(std::countr_zero(places)) / 2;
   }
   [[nodiscard]] static std::uint16_t tag(std::uint32_t hash) noexcept {
     const std::uint32_t low = hash & 0xFFFFU;

@@ -10,10 +10,10 @@ namespace kvx::detail {
 ///
 /// Both are simulated, so that either can be compared at any time. LRU comes first. The own one is taken up when it
 /// led by more than chance explains since it was last behind: by one standard deviation of what single requests decide
-/// where the cache could lose a request's hits and still be well within what is allowed it, by 2.3 where it could not.
-/// It is left as soon as the cache trails LRU by 0.2 % of LRU's hits and a request, less a tenth of the lead with which
-/// it was taken up and what it was ahead lately (up to 10 % of the hits); each time it disappointed, more is asked of
-/// it.
+/// where the cache could lose a request's hits and still be well within what is allowed it; by 2.3 and by twelve
+/// requests where it could not, since a few lucky ones say little. It is left as soon as the cache trails LRU by 0.2 %
+/// of LRU's hits and a request, less what it was ahead lately (up to 10 % of the hits); each time it disappointed, more
+/// is asked of it.
 class policy_duel {
  public:
   [[nodiscard]] bool follows_lru() const noexcept { return follows_lru_; }
@@ -26,7 +26,6 @@ class policy_duel {
     constexpr double patience = 0.002;
     constexpr double patience_requests = 1;
     constexpr double least_lead = 0.003;
-    constexpr double invested = 0.1;
     const auto [own, lru, held] = hits;
     const double aged = goes_on ? 1 : keep;
     const double before = lead_so_far;
@@ -49,15 +48,17 @@ class policy_duel {
     }
     const bool affordable = total_ + stake * expected_hits() >= patience_requests * mean_request;
     const double doubt = affordable ? doubt_ : std::max(doubt_, certain);
-    if (lead_ >= asked_ * hits_ && lead_ * lead_ >= doubt * doubt * spread_ && (affordable || lead_ > 0)) {
+    if (lead_ >= asked_ * hits_ && lead_ * lead_ >= doubt * doubt * spread_ &&
+        (affordable || lead_ > certain_requests * mean_request)) {
       follows_lru_ = false;
-      balance_ = invested * lead_;  // the contents change over before they pay
+      balance_ = 0;
     }
   }
 
  private:
   static constexpr double stake = 0.003;
   static constexpr double certain = 2.3;
+  static constexpr double certain_requests = 12;
 
   // Of LRU, so far or in the beginning's worth of requests, once there are some to go by.
   [[nodiscard]] double expected_hits() const noexcept {

@@ -52,6 +52,7 @@ class ranked_blocks {
   [[nodiscard]] bool full() const noexcept { return free_ == none; }
   [[nodiscard]] std::uint32_t entry(id b) const noexcept { return blocks_[b].entry; }
   [[nodiscard]] bool leaf(id b) const noexcept { return blocks_[b].children == 0; }
+  [[nodiscard]] bool aside(id b) const noexcept { return blocks_[b].cell == aside_cell; }
   [[nodiscard]] bool queued(id b) const noexcept { return blocks_[b].queued != 0; }
 
   /// Precondition: not full, and the parent is in no queue.
@@ -92,6 +93,26 @@ class ranked_blocks {
   void dequeue(id b, id& peers) noexcept {
     part(b, peers);
     pull(b);
+  }
+  /// Puts a block that is in no queue where a queued one is, which leaves.
+  /// Precondition: they are of one ring, and the queued one is not aside.
+  void replace(id b, id by, id& peers) noexcept {
+    block& x = blocks_[b];
+    block& y = blocks_[by];
+    queue& q = queues_[x.cell];
+    y.older = x.older;
+    y.newer = x.newer;
+    y.cell = x.cell;
+    y.queued = 1;
+    x.queued = 0;
+    (y.older != none ? blocks_[y.older].newer : q.oldest) = by;
+    (y.newer != none ? blocks_[y.newer].older : q.newest) = by;
+    const bool alone = x.next_peer == b;
+    y.next_peer = alone ? by : x.next_peer;
+    y.last_peer = alone ? by : x.last_peer;
+    blocks_[y.next_peer].last_peer = by;
+    blocks_[y.last_peer].next_peer = by;
+    if (peers == b) peers = by;
   }
   /// Puts a whole ring into another queue, in its order.
   void move_peers(id peers, unsigned cell) noexcept {
@@ -275,9 +296,7 @@ class ranked_blocks {
     tree_[node] = least;
     while (node != 1) {
       node /= 2;
-      const rank& a = tree_[2 * node];
-      const rank& b = tree_[2 * node + 1];
-      const rank winner = a.value <= b.value ? a : b;
+      const rank winner = tree_[2 * node + (tree_[2 * node].value <= tree_[2 * node + 1].value ? 0U : 1U)];
       if (tree_[node].value == winner.value && tree_[node].cell == winner.cell) return;
       tree_[node] = winner;
     }

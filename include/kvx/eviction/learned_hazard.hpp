@@ -63,6 +63,7 @@ class learned_hazard {
     traits.hint = detail::hazard_model::hint_code(request.session, request.returns_in);
     traits.new_blocks = so_far.new_blocks;
     std::uint32_t ahead = joins ? front : none;
+    bool alike = false;  // the block ahead was placed in this call, and `traits` are its own
     std::uint32_t victim = chosen_.full() ? chosen_.weakest() : none;
     for (std::size_t i = 0; i < count; ++i) {  // front first, each behind the one ahead of it
       const std::uint64_t key = request.blocks[count - 1 - i].key;
@@ -70,8 +71,12 @@ class learned_hazard {
       if (e != none && history_.key(e) != key) e = none;  // forgotten for one of those before it
       // Two blocks in a row of one key are one.
       if (e == none || (e != ahead && (!goes_on || history_.last(e) < so_far.began))) {
+        const unsigned gap = e != none ? history_.age(e) + 1U : so_far.gap;
+        const unsigned uses = e != none ? std::min(history_[e].uses + 1U, 4U) : 1U;
+        alike = alike && gap == traits.gap && uses == traits.uses && i + 1 != count;
+        traits.gap = gap;
+        traits.uses = uses;
         traits.last_of_request = i + 1 == count;
-        traits.gap = e != none ? history_.age(e) + 1U : so_far.gap;
         if (e == none) {
           const std::uint64_t ahead_key = ahead != none ? history_.key(ahead) : 0;
           e = history_.create(key, model_);
@@ -79,16 +84,20 @@ class learned_hazard {
             history_.prefetch_at(chosen_.entry(victim));
             victim = chosen_.after(victim);
           }
-          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
-            ahead = none;  // longer than the history
+          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key)) {  // longer than the history
+            ahead = none;
+            alike = false;
+          }
         } else {
           dequeue(e);
           history_.leave_age(e, true, model_);
           history_.unlink(e);
         }
-        place(e, traits, ahead);
+        place(e, traits, ahead, alike);
+        alike = true;
       } else {
         dequeue(e);
+        alike = false;
       }
       history_[e].deciding = 1;
       ahead = e;
@@ -103,7 +112,7 @@ class learned_hazard {
 
   /// Whether a newcomer of the last requests is worth the slot that it would cost.
   [[nodiscard]] bool admits(std::uint64_t key) const noexcept {
-    const std::uint32_t e = recall(key);
+    const std::uint32_t e = recall(key, 1);
     if (e == none) return true;
     return duel_.follows_lru() ? history_[e].in_lru != 0 : history_.choice(e) != none;
   }
@@ -112,7 +121,7 @@ class learned_hazard {
     bool began = false;
     history_.begin_call();
     for (const eviction_entry& block : entries) {
-      std::uint32_t e = recall(block.key);
+      std::uint32_t e = recall(block.key, static_cast<std::size_t>(-1));
       if (e == none || history_.slot(e) != no_slot) {
         if (!std::exchange(began, true)) pass_time();
         current_.clear();  // may be forgotten
@@ -134,6 +143,7 @@ class learned_hazard {
       const std::uint32_t choice = history_.choice(e);
       dequeue(e);
       detail::block_traits traits;
+      traits.uses = std::min(history_[e].uses + 1U, 4U);
       traits.gap = history_.age(e) + 1U;
       traits.hint = history_[e].hint;
       history_.leave_age(e, true, model_);
@@ -234,8 +244,9 @@ class learned_hazard {
   }
 
   /// As history_.find(), mostly for the blocks of the last request, in one order or the other.
-  [[nodiscard]] std::uint32_t recall(std::uint64_t key) const noexcept {
-    for (const std::size_t at : {recalled_, recalled_ + 1, recalled_ - 1}) {
+  /// Shape   step: to the next of them in the caller's order
+  [[nodiscard]] std::uint32_t recall(std::uint64_t key, std::size_t step) const noexcept {
+    for (const std::size_t at : {recalled_ + step, recalled_, recalled_ - step}) {
       if (at >= current_.size() || history_.key(current_[at]) != key) continue;
       recalled_ = at;
       return current_[at];
@@ -255,18 +266,21 @@ class learned_hazard {
   }
   void publish_values(unsigned cls) noexcept { chosen_.set_values(cls, model_.values(cls)); }
 
-  /// Puts a used entry behind another, with its time; behind none: as the newest. Sets `traits.uses`.
-  void place(std::uint32_t e, detail::block_traits& traits, std::uint32_t ahead) noexcept {
+  /// Puts a used entry behind another, with its time; behind none: as the newest.
+  /// Shape   alike: the other one was put there with the same traits
+  void place(std::uint32_t e, const detail::block_traits& traits, std::uint32_t ahead, bool alike = false) noexcept {
     entry& x = history_[e];
-    if (x.uses < 4) x.uses = (x.uses + 1U) & 7U;
-    traits.uses = x.uses;
+    x.uses = traits.uses & 7U;
     x.gap = traits.gap & 31U;
     x.hint = traits.hint & 7U;
     x.passed = 0;
-    const std::uint32_t last = ahead != none ? history_.last(ahead) : now_;
-    const std::uint8_t cls = published([&] { return model_.classify(traits, now_); });
     ahead != none ? history_.push_behind(e, ahead) : history_.push_newest(e);
-    history_.enter_age(e, last, cls, ahead, model_);
+    if (alike) {
+      history_.enter_age_of(e, ahead, model_);
+    } else {
+      const std::uint32_t last = ahead != none ? history_.last(ahead) : now_;
+      history_.enter_age(e, last, published([&] { return model_.classify(traits, now_); }), ahead, model_);
+    }
     const bool was_in_lru = x.in_lru != 0;
     const std::uint32_t out = history_.use_in_lru(e);
     if (!was_in_lru && x.in_lru != 0 && history_.slot(e) != no_slot)
@@ -333,7 +347,12 @@ class learned_hazard {
     // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
     // decided about wait for its end.
     if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none)
-      if (history_[chosen_.entry(parent)].deciding == 0) queue(parent, true);
+      if (const std::uint32_t p = chosen_.entry(parent); history_[p].deciding == 0) {
+        if (history_[p].cohort == history_[e].cohort && chosen_.queued(choice) && !chosen_.aside(choice))
+          chosen_.replace(choice, parent, history_.leaves(e));
+        else
+          queue(parent, true);
+      }
     dequeue(e);
     chosen_.remove(choice);
     history_[e].choice = none;
