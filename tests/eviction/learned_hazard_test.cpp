@@ -191,6 +191,35 @@ TEST_CASE("learned_hazard: a newcomer worth less than everything held is refused
   for (std::uint64_t document = 1; document <= 4; ++document) CHECK(tier.holds(1000 * document));
 }
 
+TEST_CASE("learned_hazard: blocks of one request that were used differently often are judged apart") {
+  std::mt19937 random(1);
+  traffic all;
+  for (std::size_t i = 0; i < 3000; ++i) {
+    request_blocks one{1 + random() % 30};  // what all prompts of an application begin with
+    const request_blocks own = row(1000 * (1 + i), 9);
+    one.insert(one.end(), own.begin(), own.end());
+    all.push_back(std::move(one));
+  }
+  CHECK(hits_of<kvx::lru>(all, 45) < 3000 / 4);
+  CHECK(hits_of<kvx::learned_hazard>(all, 45) > 3000 * 4 / 5);
+}
+
+TEST_CASE("learned_hazard: the last block of a request, as new as the others, is judged apart") {
+  traffic all;
+  std::uint64_t last = 1'000'000;
+  const auto ask = [&](std::size_t document) {
+    all.push_back(row(1000 * (1 + document), 4));
+    all.back().push_back(++last);  // an answer that never comes back
+  };
+  constexpr std::size_t apart = 20;
+  for (std::size_t document = 0; document < 2000; ++document) {
+    ask(document);
+    if (document >= apart) ask(document - apart);
+  }
+  CHECK(hits_of<kvx::lru>(all, 95) == 0);
+  CHECK(hits_of<kvx::learned_hazard>(all, 95) > 2000 * 4 * 3 / 4);
+}
+
 TEST_CASE("learned_hazard: a refused block can be taken in all the same, and goes next") {
   small_tier<kvx::learned_hazard> tier(100);
   for (const request_blocks& one : documents_and_scans(400, 12)) tier.request(one);
@@ -295,14 +324,14 @@ TEST_CASE("learned_hazard: news of a session leaves blocks alone that another on
 TEST_CASE("learned_hazard: blocks in a row that have one key are one") {
   // A cache's policies see 64 bits of a key, of which an engine's own may be longer.
   small_tier<kvx::learned_hazard> tier(8);
-  for (std::uint64_t i = 0; i < 200; ++i) {
+  for (std::uint64_t i = 0; i < 8000; ++i) {  // more than the history holds, so that they are dropped again
     std::vector<kvx::eviction_entry> blocks;
-    for (const std::uint64_t key : {6U, 5U, 5U, 4U, 4U, 4U}) blocks.push_back({kvx::no_slot, key + 10 * (i % 7)});
+    for (const std::uint64_t key : {6U, 5U, 5U, 4U, 4U, 4U}) blocks.push_back({kvx::no_slot, key + 10 * (i / 4)});
     kvx::eviction_request request;
     request.blocks = blocks;
     request.id = i / 2;
     tier.policy.access(request);
-    tier.request({1000 + i % 5, 2000 + i % 11});
+    tier.request({100'000 + i % 5, 200'000 + i % 11});
   }
   CHECK(tier.keys().size() == 8);
 }

@@ -66,6 +66,17 @@ class checked_blocks {
     std::erase(rings[ring], b);
     pull(b);
   }
+  void replace(id b, id by) {
+    const std::size_t ring = blocks[b].ring;
+    ranked.replace(b, by, peers[ring]);
+    std::replace(rings[ring].begin(), rings[ring].end(), b, by);
+    ids& queue = queues[blocks[b].cell];
+    std::replace(queue.begin(), queue.end(), b, by);
+    blocks[by].cell = blocks[b].cell;
+    blocks[by].ring = ring;
+    blocks[by].queued = true;
+    blocks[b].queued = false;
+  }
   void move_peers(std::size_t ring, unsigned cell) {
     ranked.move_peers(peers[ring], cell);
     // In the ring's order, which begins with whoever stands for it.
@@ -158,6 +169,7 @@ class checked_blocks {
       REQUIRE(ranked.entry(b) == blocks[b].entry);
       REQUIRE(ranked.leaf(b) == (children[b] == 0));
       REQUIRE(ranked.queued(b) == blocks[b].queued);
+      if (blocks[b].queued) REQUIRE(ranked.aside(b) == (blocks[b].cell == aside));
       const id parent = living_parent(b);
       REQUIRE(ranked.left_alone_without(b) == (parent != none && children[parent] == 1 ? parent : none));
     }
@@ -224,7 +236,7 @@ TEST_CASE("ranked blocks: random trees, queues, rings and values, against lists 
       const std::size_t ring = random() % rings;
       const auto open = random() % 4;  // how many of the entries may go
       const auto may_go = [&](std::uint32_t entry) { return entry * 7 % 4 < open; };
-      switch (random() % 10) {
+      switch (random() % 11) {
         case 0:
         case 1: {
           if (all.ranked.full()) break;
@@ -256,9 +268,13 @@ TEST_CASE("ranked blocks: random trees, queues, rings and values, against lists 
           if (!queued.empty()) all.change_ring(one_of(queued), ring);
           break;
         case 7:
-          if (const id b = all.weakest_that(random() % 4, may_go); b != none && random() % 2 == 0) all.dequeue(b);
+          if (queued.empty() || idle.empty()) break;
+          if (const id b = one_of(queued); !all.ranked.aside(b)) all.replace(b, one_of(idle));
           break;
         case 8:
+          if (const id b = all.weakest_that(random() % 4, may_go); b != none && random() % 2 == 0) all.dequeue(b);
+          break;
+        case 9:
           if (!queued.empty() && random() % 3 == 0) all.set_aside(one_of(queued));
           if (random() % 6 == 0)
             all.requeue_aside([&](std::uint32_t entry) { return hazard_model::cell(classes[entry % 5], ages[1]); });

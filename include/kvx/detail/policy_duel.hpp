@@ -9,7 +9,7 @@ namespace kvx::detail {
 /// Decides, hit by hit, whether a policy of one's own or LRU is followed.
 ///
 /// Both are simulated, so that either can be compared at any time. LRU comes first. The own one is taken up when it
-/// led by more than chance explains since it was last behind: by one standard deviation of what single requests decide
+/// led by more than chance explains since it was last behind: by 1.5 standard deviations of what single requests decide
 /// where the cache could lose a request's hits and still be well within what is allowed it; by 2.3 and by twelve
 /// requests where it could not, since a few lucky ones say little. It is left as soon as the cache trails LRU by 0.2 %
 /// of LRU's hits and a request, less what it was ahead lately (up to 10 % of the hits); each time it disappointed, more
@@ -75,7 +75,7 @@ class policy_duel {
   double hits_ = 0;       // of LRU, lately
   double lead_ = 0;       // of the own policy since it was last behind
   double spread_ = 0;     // squares of what one request decides
-  double doubt_ = 1;      // standard deviations of lead that are asked for
+  double doubt_ = 1.5;    // standard deviations of lead that are asked for
   double asked_ = 0;      // part of the hits that it must lead by
 };
 

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvx/detail/hazard_model.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace {
+
+using kvx::detail::hazard_model;
+constexpr unsigned ages = hazard_model::ages;
+
+double width(unsigned age) { return age == 0 ? 1.0 : std::ldexp(1.0, static_cast<int>(age) - 1); }
+
+/// What a model has been told of a class, added up by hand.
+struct account {
+  std::array<double, ages> uses{}, exposure{};
+};
+
+/// Blocks of a class that grew through ages 0 to `age`, each from its first request to its last, and were used, or
+/// given up, at the end of that one.
+void live(hazard_model& model, std::uint8_t cls, unsigned age, std::uint32_t count, bool used, account& mine,
+          account& all) {
+  const std::uint32_t last = 0;
+  for (std::uint32_t i = 0; i < count; ++i) model.enter(cls, 0, last);
+  for (unsigned k = 0; k < age; ++k) model.grow_older(cls, k, count, last, last + hazard_model::edge(k + 1));
+  const std::uint32_t entered = last + hazard_model::edge(age);
+  const auto now = entered + static_cast<std::uint32_t>(width(age));
+  for (std::uint32_t i = 0; i < count; ++i) model.leave(cls, age, entered, now, used);
+  for (account* to : {&mine, &all}) {
+    for (unsigned k = 0; k <= age; ++k) to->exposure[k] += count * width(k);
+    if (used) to->uses[age] += count;
+  }
+}
+
+/// The best rate of uses per block and time over all ages at which one might stop waiting, each tried.
+std::array<double, ages> best_rates(const account& mine, const account& all, double mean_request) {
+  std::array<double, ages> hazards{}, best{};
+  for (unsigned k = 0; k < ages; ++k) {
+    const double w = width(k);
+    const double falling = 0.2 / (hazard_model::edge(k) + w / 2);
+    const double common = (all.uses[k] + 4 * mean_request * falling * w) / (all.exposure[k] + 4 * mean_request * w);
+    hazards[k] = (mine.uses[k] + 2 * mean_request * common * w) / (mine.exposure[k] + 2 * mean_request * w);
+  }
+  for (unsigned k = 0; k < ages; ++k) {
+    double uses = 0, time = 0, left = 1;
+    for (unsigned stop = k; stop < ages; ++stop) {
+      const double p = 1 - std::exp(-hazards[stop] * width(stop));
+      uses += left * p;
+      time += left * p / hazards[stop];
+      left *= 1 - p;
+      best[k] = std::max(best[k], uses / time);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "hazard model: a value is the best rate over all ages at which one might stop waiting, also where nobody is") {
+  for (std::uint32_t seed = 0; seed < 30; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    hazard_model model;
+    for (int i = 0; i < 300; ++i) model.request(10);
+    constexpr std::size_t slots = 1U << 20U;
+    model.learn(0, slots, 1, [](unsigned) {});  // it fades for the first time before there is anything
+    std::vector<std::uint8_t> classes;
+    for (unsigned uses = 1; uses <= 4; ++uses) {
+      kvx::detail::block_traits traits;
+      traits.uses = uses;
+      classes.push_back(model.classify(traits, 0));
+    }
+    account all;
+    std::vector<account> each(classes.size());
+    for (std::size_t c = 0; c < classes.size(); ++c) {
+      const unsigned oldest = 1 + random() % (ages - 2);
+      for (int i = 0; i < 6; ++i)
+        live(model, classes[c], random() % oldest, 1 + random() % 400, random() % 2 == 0, each[c], all);
+    }
+    // Twice: what all classes have in common is renewed before the second time.
+    for (int round = 0; round < 2; ++round) model.learn(0, slots, 1, [](unsigned) {});
+    for (std::size_t c = 0; c < classes.size(); ++c) {
+      const std::array<double, ages> expected = best_rates(each[c], all, 10);
+      for (unsigned k = 0; k < ages; ++k) {
+        CAPTURE(c);
+        CAPTURE(k);
+        CHECK(model.values(classes[c])[k] == doctest::Approx(expected[k]).epsilon(0.003));
+      }
+    }
+  }
+}
+
+TEST_CASE("hazard model: classes are renewed more rarely the more is remembered") {
+  const auto renewals = [](std::size_t slots) {
+    hazard_model model;
+    for (unsigned length = 0; length < 64; ++length) {
+      kvx::detail::block_traits traits;
+      traits.uses = 1 + length % 4;
+      traits.gap = 3 * (length / 4 % 8);
+      traits.last_of_request = length >= 32;
+      static_cast<void>(model.classify(traits, 0));
+    }
+    std::size_t all = 0;
+    constexpr std::uint32_t past_the_beginning = 1000;
+    for (int i = 0; i < 4000; ++i) model.learn(64, slots, past_the_beginning, [&](unsigned) { ++all; });
+    return all;
+  };
+  constexpr std::size_t blocks = 4000 * 64;
+  CHECK(renewals(64) == blocks / 16);
+  // At last 16 * slots blocks are remembered, and 64 classes are due in a thirty-second of them.
+  CHECK(renewals(8192) < blocks / 24);
+  CHECK(renewals(std::size_t{1} << 24U) > blocks / 128);
+}
