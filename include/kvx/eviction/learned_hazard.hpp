@@ -84,16 +84,14 @@ class learned_hazard {
             history_.prefetch_at(chosen_.entry(victim));
             victim = chosen_.after(victim);
           }
-          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key)) {  // longer than the history
-            ahead = none;
-            alike = false;
-          }
+          if (ahead != none && (ahead == e || history_.key(ahead) != ahead_key))
+            ahead = none;  // longer than the history
         } else {
           dequeue(e);
           history_.leave_age(e, true, model_);
           history_.unlink(e);
         }
-        place(e, traits, ahead, alike);
+        place(e, traits, ahead, alike && ahead != none);
         alike = true;
       } else {
         dequeue(e);
@@ -126,8 +124,7 @@ class learned_hazard {
         if (!std::exchange(began, true)) pass_time();
         current_.clear();  // may be forgotten
         e = history_.create(block.key, model_);
-        detail::block_traits traits;
-        place(e, traits, none);
+        place(e, {}, none);
         if (!chosen_.full()) queue(choose(e, none), false);
       }
       history_[e].slot = block.slot;
