@@ -68,6 +68,7 @@ TEST_CASE(
   for (std::uint32_t seed = 0; seed < 30; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
+    const auto below = [&](unsigned end) { return static_cast<unsigned>(random() % end); };
     hazard_model model;
     for (int i = 0; i < 300; ++i) model.request(10);
     constexpr std::size_t slots = 1U << 20U;
@@ -81,9 +82,8 @@ TEST_CASE(
     account all;
     std::vector<account> each(classes.size());
     for (std::size_t c = 0; c < classes.size(); ++c) {
-      const unsigned oldest = 1 + random() % (ages - 2);
-      for (int i = 0; i < 6; ++i)
-        live(model, classes[c], random() % oldest, 1 + random() % 400, random() % 2 == 0, each[c], all);
+      const unsigned oldest = 1 + below(ages - 2);
+      for (int i = 0; i < 6; ++i) live(model, classes[c], below(oldest), 1 + below(400), below(2) == 0, each[c], all);
     }
     // Twice: what all classes have in common is renewed before the second time.
     for (int round = 0; round < 2; ++round) model.learn(0, slots, 1, [](unsigned) {});
