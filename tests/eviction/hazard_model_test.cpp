@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <kvx/detail/block_history.hpp>
 #include <kvx/detail/hazard_model.hpp>
 
 #include <doctest/doctest.h>
@@ -98,24 +99,69 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("hazard model: what all classes have in common is the same whether there was news of blocks or not") {
+  // Blocks of two kinds: the first are used at age 2, the others given up. A class that nobody is of shows the rest.
+  const auto value_at_2 = [](unsigned news, bool over) {
+    constexpr std::size_t blocks = 1000;
+    hazard_model model;
+    for (int i = 0; i < 300; ++i) model.request(1);
+    model.learn(0, blocks, 1, [](unsigned) {});
+    kvx::detail::block_history history(3 * blocks, 10);
+    std::uint32_t now = 1;
+    const auto pass_time = [&] { history.grow_older(++now, model, [](auto...) {}); };
+    kvx::detail::block_traits first, second, nobody;
+    second.uses = 2;
+    nobody.uses = 4;
+    history.begin_call();
+    pass_time();
+    std::vector<std::uint32_t> used, unused;
+    for (std::uint64_t key = 1; key <= 2 * blocks; ++key) {
+      const std::uint32_t e = history.create(key, model);
+      history.push_newest(e);
+      history.enter_age(e, now, model.classify(key % 2 == 0 ? first : second, now), history.none, model);
+      (key % 2 == 0 ? used : unused).push_back(e);
+    }
+    const auto tell = [&](unsigned hint) {
+      for (const std::uint32_t e : used)
+        history.set_news(e, hint != 0 ? model.classify_news(1, 0, hint, now) : std::uint8_t{0}, model);
+    };
+    if (news != 0) tell(news);
+    pass_time();
+    if (news != 0) tell(news + 1);
+    pass_time();
+    if (over)
+      for (const std::uint32_t e : unused) history.change_class(e, model.classify_news(2, 0, 3, now), model);
+    for (const std::uint32_t e : used) history.leave_age(e, true, model);
+    for (const std::uint32_t e : unused) history.leave_age(e, false, model);
+    const std::uint8_t cls = model.classify(nobody, now);
+    for (int round = 0; round < 2; ++round) model.learn(0, blocks, 1, [](unsigned) {});
+    return model.values(cls)[2];
+  };
+  const auto without = doctest::Approx(value_at_2(0, false)).epsilon(1e-5);
+  CHECK(value_at_2(1, false) == without);
+  CHECK(value_at_2(0, true) == without);
+  CHECK(value_at_2(1, true) == without);
+}
+
 TEST_CASE("hazard model: classes are renewed more rarely the more is remembered") {
   const auto renewals = [](std::size_t slots) {
     hazard_model model;
-    for (unsigned length = 0; length < 64; ++length) {
+    for (unsigned kind = 0; kind < 64; ++kind) {
       kvx::detail::block_traits traits;
-      traits.uses = 1 + length % 4;
-      traits.gap = 3 * (length / 4 % 8);
-      traits.last_of_request = length >= 32;
+      traits.uses = 1 + kind % 4;
+      traits.gap = 3 * (kind / 4 % 8);
+      traits.last_of_request = kind >= 32;
       static_cast<void>(model.classify(traits, 0));
     }
-    std::size_t all = 0;
     constexpr std::uint32_t past_the_beginning = 1000;
-    for (int i = 0; i < 4000; ++i) model.learn(64, slots, past_the_beginning, [&](unsigned) { ++all; });
-    return all;
+    std::size_t late = 0;
+    for (int i = 0; i < 8000; ++i)
+      model.learn(64, slots, past_the_beginning, [&](unsigned) { late += i >= 6000 ? 1U : 0U; });
+    return late;
   };
-  constexpr std::size_t blocks = 4000 * 64;
+  constexpr std::size_t blocks = 2000 * 64;
   CHECK(renewals(64) == blocks / 16);
-  // At last 16 * slots blocks are remembered, and 64 classes are due in a thirty-second of them.
-  CHECK(renewals(8192) < blocks / 24);
-  CHECK(renewals(std::size_t{1} << 24U) > blocks / 128);
+  // 16 * slots blocks are remembered, and 65 classes are due while one part in 32 of them comes.
+  CHECK(renewals(8192) == doctest::Approx(static_cast<double>(blocks) / (16 * 8192 / (32 * 65))).epsilon(0.01));
+  CHECK(renewals(std::size_t{1} << 24U) == blocks / 128);
 }

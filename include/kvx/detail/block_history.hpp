@@ -112,7 +112,7 @@ class block_history {
     const unsigned old = cohorts_.age(at);
     const std::uint32_t entered = x.last + hazard_model::edge(old);
     model.leave(x.cls, old, entered, cohorts_.now(), used);
-    if (x.news != 0) model.leave(x.news, old, entered, cohorts_.now(), used);
+    if (x.news != 0) model.leave_beside(x.news, old, entered, cohorts_.now(), used);
     cohorts_.part(at);
   }
   /// Puts an entry that was used at `last` into its age.
@@ -124,7 +124,7 @@ class block_history {
     const std::uint32_t entered = last + hazard_model::edge(young);
     model.enter(cls, young, entered);
   }
-  /// Puts an entry into the age of one that was used with it and is of its class.
+  /// Puts an entry into the age of one that was used with it, is of its class, and of which there is no news.
   void enter_age_of(id e, id other, hazard_model& model) noexcept {
     const id at = entries_[other].cohort;
     entries_[e].cohort = at;
@@ -155,9 +155,9 @@ class block_history {
     const cohorts::cohort from = cohorts_[entries_[e].cohort];
     const unsigned at = age(e);
     const std::uint32_t entered = from.last + hazard_model::edge(at);
-    if (from.news != 0) model.leave(from.news, at, entered, entered, false);
+    if (from.news != 0) model.leave_beside(from.news, at, entered, entered, false);
     move(e, from.cls, news);
-    if (news != 0) model.enter(news, at, entered);
+    if (news != 0) model.enter_beside(news, at, entered);
   }
   /// Gives an entry the class that it should have had from its last use on.
   void correct_class(id e, std::uint8_t cls, hazard_model& model) noexcept {
@@ -227,9 +227,8 @@ class block_history {
     const cohorts::cohort from = cohorts_[entries_[e].cohort];
     const unsigned at = age(e);
     const std::uint32_t entered = from.last + hazard_model::edge(at);
-    model.leave(from.cls, at, entered, until, false);
     move(e, cls, from.news);
-    model.enter(cls, at, entered);
+    model.change_class(from.cls, cls, at, entered, until);
   }
   [[nodiscard]] bool droppable(id e) const noexcept {
     return entries_[e].choice == none && entries_[e].slot == no_slot;

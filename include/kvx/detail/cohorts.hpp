@@ -68,7 +68,7 @@ class cohorts {
       while (c != none && now - all_[c].last >= outgrown) {
         const cohort& x = all_[c];
         model.grow_older(x.cls, age, x.count, x.last, now);
-        if (x.news != 0) model.grow_older(x.news, age, x.count, x.last, now);
+        if (x.news != 0) model.grow_older_beside(x.news, age, x.count, x.last, now);
         if (x.leaves != none) moved(x);
         c = x.newer;
       }

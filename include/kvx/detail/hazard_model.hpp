@@ -62,7 +62,7 @@ class hazard_model {
   [[nodiscard]] std::span<const float, ages> values(unsigned cls) const noexcept {
     return std::span<const float, ages>(&values_[cell(cls, 0)], ages);
   }
-  /// One more than there are: class 0 stands for none.
+  /// Those met so far are 1 to this, not included.
   [[nodiscard]] unsigned classes() const noexcept { return classes_; }
   [[nodiscard]] double mean_request() const noexcept { return mean_request_; }
 
@@ -113,8 +113,28 @@ class hazard_model {
     to.here += count;
     to.entered += std::uint64_t{count} * (last + edge(age + 1));
   }
-  /// Renews a share of what is learned for each few blocks, so that no request pays for all of it, and tells
-  /// `renewed(cls)` whose values changed.
+  /// The same for blocks that count in a class of their own as well: all classes together count them once.
+  void enter_beside(unsigned cls, unsigned age, std::uint32_t entered) noexcept {
+    enter(cls, age, entered);
+    enter(counted_twice, age, entered);
+  }
+  void leave_beside(unsigned cls, unsigned age, std::uint32_t entered, std::uint32_t now, bool used) noexcept {
+    leave(cls, age, entered, now, used);
+    leave(counted_twice, age, entered, now, used);
+  }
+  void grow_older_beside(unsigned cls, unsigned age, std::uint32_t count, std::uint32_t last,
+                         std::uint32_t now) noexcept {
+    grow_older(cls, age, count, last, now);
+    grow_older(counted_twice, age, count, last, now);
+  }
+  /// A block ends its stay in a class and counts in another from where it began in this one.
+  void change_class(unsigned from, unsigned to, unsigned age, std::uint32_t entered, std::uint32_t until) noexcept {
+    leave(from, age, entered, until, false);
+    enter(to, age, entered);
+    cells_[cell(counted_twice, age)].exposure += static_cast<double>(until - entered);
+  }
+  /// Renews a share of what is learned for each few blocks, so that no request pays for more than a few classes and,
+  /// now and then, their sum; tells `renewed(cls)` whose values changed.
   template <class Renewed>
   void learn(std::size_t blocks, std::size_t slots, std::uint32_t now, Renewed&& renewed) noexcept {
     seen_ += blocks;
@@ -125,7 +145,7 @@ class hazard_model {
     unfitted_ += blocks;
     constexpr std::uint32_t beginning = 64;
     constexpr std::size_t most_at_once = 64;
-    // All classes in a thirty-second of what is remembered: values change by as much meanwhile.
+    // All classes while one part in 32 of what is remembered comes: values change by as much meanwhile.
     const std::size_t blocks_per_fit =
         std::clamp<std::size_t>(std::min(seen_, remembered(slots)) / (32 * std::size_t{classes_}), 16, 128);
     std::size_t fits = std::min(unfitted_ / blocks_per_fit, most_at_once);
@@ -168,6 +188,7 @@ class hazard_model {
     std::array<cell_data, ages> all{};
     for (unsigned at = cell(1, 0); at < cell(classes_, 0); at += ages)
       for (unsigned k = 0; k < ages; ++k) all[k] += cells_[at + k];
+    for (unsigned k = 0; k < ages; ++k) all[k] -= cells_[cell(counted_twice, k)];
     constexpr float falls_with_age = 0.2F;
     const auto weight = static_cast<float>(4 * mean_request_);
     for (unsigned k = 0; k < ages; ++k) {
@@ -217,6 +238,7 @@ class hazard_model {
     return all;
   }
 
+  static constexpr unsigned counted_twice = 0;  // the class of what all together must leave out
   static constexpr std::size_t codes = std::size_t{8} * 4 * 8 * 8 * 2;
 
   struct cell_data {
@@ -226,6 +248,13 @@ class hazard_model {
     std::uint64_t here = 0;
 
     [[nodiscard]] bool empty() const noexcept { return here == 0 && exposure == 0 && uses == 0; }
+    cell_data& operator-=(const cell_data& other) noexcept {
+      entered -= other.entered;
+      uses -= other.uses;
+      exposure -= other.exposure;
+      here -= other.here;
+      return *this;
+    }
     cell_data& operator+=(const cell_data& other) noexcept {
       entered += other.entered;
       uses += other.uses;

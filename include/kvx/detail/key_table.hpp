@@ -107,7 +107,7 @@ class key_table {
   }
   [[nodiscard]] static std::uint16_t tag(std::uint32_t hash) noexcept {
     const std::uint32_t low = hash & 0xFFFFU;
-    return static_cast<std::uint16_t>(low > 1 ? low : low + 2);  // so that none is taken for a free place
+    return static_cast<std::uint16_t>(low != 0 ? low : 1);  // so that none is taken for a free place
   }
   [[nodiscard]] std::size_t home(std::uint32_t hash) const noexcept {
     return static_cast<std::size_t>((std::uint64_t{hash} * buckets_.size()) >> 32U);

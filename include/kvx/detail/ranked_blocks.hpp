@@ -95,7 +95,7 @@ class ranked_blocks {
     pull(b);
   }
   /// Puts a block that is in no queue where a queued one is, which leaves.
-  /// Precondition: they are of one ring, and the queued one is not aside.
+  /// Precondition: they are of one ring.
   void replace(id b, id by, id& peers) noexcept {
     block& x = blocks_[b];
     block& y = blocks_[by];

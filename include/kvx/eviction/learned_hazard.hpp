@@ -139,13 +139,11 @@ class learned_hazard {
       const std::uint32_t e = held_.entry(slot);
       const std::uint32_t choice = history_.choice(e);
       dequeue(e);
-      detail::block_traits traits;
-      traits.uses = std::min(history_[e].uses + 1U, 4U);
-      traits.gap = history_.age(e) + 1U;
-      traits.hint = history_[e].hint;
+      const unsigned uses = std::min(history_[e].uses + 1U, 4U);
+      const unsigned gap = history_.age(e) + 1U;
       history_.leave_age(e, true, model_);
       history_.unlink(e);
-      place(e, traits, none);
+      place(e, {.uses = uses, .gap = gap, .hint = history_[e].hint}, none);
       if (choice != none && chosen_.leaf(choice)) queue(choice, false);
     }
     learn(slots.size());
@@ -224,6 +222,7 @@ class learned_hazard {
   std::array<double, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
     const std::size_t count = request.blocks.size();
     current_.resize(count);
+    recalled_ = static_cast<std::size_t>(-1);  // before the first
     for (std::size_t i = 0; i < count; ++i) current_[i] = history_.find_soon(request.blocks[count - 1 - i].key);
     for (std::uint32_t& soon : current_) soon = history_.candidate(soon);
     std::array<double, 3> hits{};
@@ -287,11 +286,8 @@ class learned_hazard {
   }
   /// What was the last block of a request so far has others behind it.
   void was_not_last(std::uint32_t e, const detail::request_so_far& so_far) noexcept {
-    detail::block_traits traits;
-    traits.uses = history_[e].uses;
-    traits.gap = history_[e].gap;
-    traits.hint = history_[e].hint;
-    traits.new_blocks = so_far.new_blocks;
+    const entry& x = history_[e];
+    const detail::block_traits traits{.uses = x.uses, .gap = x.gap, .new_blocks = so_far.new_blocks, .hint = x.hint};
     const std::uint32_t choice = history_.choice(e);
     const bool queued = choice != none && chosen_.queued(choice);
     if (queued) chosen_.part(choice, history_.leaves(e));
@@ -341,8 +337,8 @@ class learned_hazard {
   }
   void give_up(std::uint32_t choice) noexcept {
     const std::uint32_t e = chosen_.entry(choice);
-    // Before its child leaves, since it mostly takes its place in the same queue. Blocks of the request that is being
-    // decided about wait for its end.
+    // It mostly takes the place of its child, but not aside: that one was in use. Otherwise it comes before the child
+    // leaves, to whose queue it mostly belongs. Blocks of the request that is being decided about wait for its end.
     if (const std::uint32_t parent = chosen_.left_alone_without(choice); parent != none)
       if (const std::uint32_t p = chosen_.entry(parent); history_[p].deciding == 0) {
         if (history_[p].cohort == history_[e].cohort && chosen_.queued(choice) && !chosen_.aside(choice))
