@@ -222,13 +222,14 @@ class learned_hazard {
   std::array<double, 3> look_up(const eviction_request& request, detail::request_so_far& so_far, bool goes_on) {
     const std::size_t count = request.blocks.size();
     current_.resize(count);
-    recalled_ = static_cast<std::size_t>(-1);  // before the first
     for (std::size_t i = 0; i < count; ++i) current_[i] = history_.find_soon(request.blocks[count - 1 - i].key);
     for (std::uint32_t& soon : current_) soon = history_.candidate(soon);
     std::array<double, 3> hits{};
+    bool held = true;  // those before the next one
     for (std::size_t i = 0; i < count; ++i) {
       const std::uint32_t e = history_.find(request.blocks[count - 1 - i].key, current_[i]);
       current_[i] = e;
+      if (std::exchange(held, held && e != none && history_.slot(e) != no_slot) && !held) recalled_ = i - 1;
       if (e != none && goes_on && history_.last(e) >= so_far.began) continue;  // told before
       if (e == none)
         so_far.meet_unknown();
