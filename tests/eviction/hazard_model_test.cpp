@@ -24,19 +24,24 @@ struct account {
   std::array<double, ages> uses{}, exposure{};
 };
 
-/// Blocks of a class that grew through ages 0 to `age`, each from its first request to its last, and were used, or
-/// given up, at the end of that one.
-void live(hazard_model& model, std::uint8_t cls, unsigned age, std::uint32_t count, bool used, account& mine,
+enum class fate { used, given_up, stays };
+constexpr std::uint32_t fitted_at = 1U << 21U;
+
+/// Blocks of a class that grew through ages 0 to `age`, each from its first request to its last, and were used or given
+/// up at the end of that one, or are in it still when the values are fitted.
+void live(hazard_model& model, std::uint8_t cls, unsigned age, std::uint32_t count, fate end, account& mine,
           account& all) {
   const std::uint32_t last = 0;
   for (std::uint32_t i = 0; i < count; ++i) model.enter(cls, 0, last);
   for (unsigned k = 0; k < age; ++k) model.grow_older(cls, k, count, last, last + hazard_model::edge(k + 1));
   const std::uint32_t entered = last + hazard_model::edge(age);
-  const auto now = entered + static_cast<std::uint32_t>(width(age));
-  for (std::uint32_t i = 0; i < count; ++i) model.leave(cls, age, entered, now, used);
+  const std::uint32_t until = end == fate::stays ? fitted_at : entered + static_cast<std::uint32_t>(width(age));
+  if (end != fate::stays)
+    for (std::uint32_t i = 0; i < count; ++i) model.leave(cls, age, entered, until, end == fate::used);
   for (account* to : {&mine, &all}) {
-    for (unsigned k = 0; k <= age; ++k) to->exposure[k] += count * width(k);
-    if (used) to->uses[age] += count;
+    for (unsigned k = 0; k < age; ++k) to->exposure[k] += count * width(k);
+    to->exposure[age] += static_cast<double>(count) * (until - entered);
+    if (end == fate::used) to->uses[age] += count;
   }
 }
 
@@ -52,7 +57,7 @@ std::array<double, ages> best_rates(const account& mine, const account& all, dou
   for (unsigned k = 0; k < ages; ++k) {
     double uses = 0, time = 0, left = 1;
     for (unsigned stop = k; stop < ages; ++stop) {
-      const double p = 1 - std::exp(-hazards[stop] * width(stop));
+      const double p = -std::expm1(-hazards[stop] * width(stop));
       uses += left * p;
       time += left * p / hazards[stop];
       left *= 1 - p;
@@ -84,10 +89,12 @@ TEST_CASE(
     std::vector<account> each(classes.size());
     for (std::size_t c = 0; c < classes.size(); ++c) {
       const unsigned oldest = 1 + below(ages - 2);
-      for (int i = 0; i < 6; ++i) live(model, classes[c], below(oldest), 1 + below(400), below(2) == 0, each[c], all);
+      for (int i = 0; i < 6; ++i)
+        live(model, classes[c], below(oldest), 1 + below(400), static_cast<fate>(below(3)), each[c], all);
     }
-    // Twice: what all classes have in common is renewed before the second time.
-    for (int round = 0; round < 2; ++round) model.learn(0, slots, 1, [](unsigned) {});
+    // Each class twice: what all of them have in common is renewed in between.
+    std::size_t renewed = 0;
+    while (renewed < 3 * classes.size()) model.learn(64, slots, fitted_at, [&](unsigned) { ++renewed; });
     for (std::size_t c = 0; c < classes.size(); ++c) {
       const std::array<double, ages> expected = best_rates(each[c], all, 10);
       for (unsigned k = 0; k < ages; ++k) {
