@@ -127,8 +127,9 @@ class checked_cohorts {
   template <class Each>
   static void for_classes(const block& b, Each&& each) {
     each(b.cls);
-    each(0U);
-    if (b.news != 0) each(b.news);
+    if (b.news == 0) return;
+    each(b.news);
+    each(hazard_model::counted_twice);
   }
   template <class Tell>
   void told(const block& b, Tell&& tell) {

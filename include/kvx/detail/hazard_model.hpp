@@ -38,6 +38,8 @@ class hazard_model {
  public:
   static constexpr unsigned ages = 22;
   static constexpr unsigned most_classes = 256;
+  /// The class that is none, which keeps what all of them together must leave out.
+  static constexpr unsigned counted_twice = 0;
 
   hazard_model() : cells_(static_cast<std::size_t>(most_classes) * ages), values_(cells_.size()), class_of_(codes) {
     fit_all_together(0);
@@ -238,7 +240,6 @@ class hazard_model {
     return all;
   }
 
-  static constexpr unsigned counted_twice = 0;  // the class of what all together must leave out
   static constexpr std::size_t codes = std::size_t{8} * 4 * 8 * 8 * 2;
 
   struct cell_data {
