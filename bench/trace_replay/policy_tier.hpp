@@ -84,8 +84,7 @@ class policy_tier final : public tier {
     newcomer_.assign(now.blocks.size(), none);
     if constexpr (kvx::usage_observer<Admission>) {
       keys_.clear();
-      for (std::size_t i = 0; i < now.blocks.size() && holds(now.blocks[i]); ++i)
-        keys_.push_back(key_of(now.blocks[i]));
+      for (std::size_t i = 0; i < now.blocks.size() && holds(now.blocks[i]); ++i) keys_.push_back(request_keys_[i]);
       std::reverse(keys_.begin(), keys_.end());
       timed([&] { admission_.used(keys_); });
     }
@@ -96,8 +95,8 @@ class policy_tier final : public tier {
       if constexpr (!std::same_as<Admission, kvx::always>) {
         if (how == arrival::computed) {
           kvx::admission_candidate asked;
-          asked.key = key_of(now.blocks[i]);
-          asked.parent = key_of(i == 0 ? no_block : now.blocks[i - 1]);
+          asked.key = request_keys_[i];
+          asked.parent = i == 0 ? key_of(no_block) : request_keys_[i - 1];
           asked.block = static_cast<std::uint32_t>(i);
           asked.behind = static_cast<std::uint32_t>(now.blocks.size() - 1 - i);
           timed([&] { refusing = !admission_.admit(asked) || refusing; });

@@ -118,21 +118,13 @@ class block_history {
   /// Puts an entry that was used at `last` into its age.
   /// Shape   near: an entry of about that time, or `none`
   void enter_age(id e, std::uint32_t last, unsigned cls, id near, hazard_model& model) noexcept {
-    const id at = cohorts_.join(last, cls, 0, near != none ? entries_[near].cohort : none);
-    entries_[e].cohort = at;
-    const unsigned young = cohorts_.age(at);
-    const std::uint32_t entered = last + hazard_model::edge(young);
-    model.enter(cls, young, entered);
+    count_in(e, cohorts_.join(last, cls, 0, near != none ? entries_[near].cohort : none), model);
   }
   /// Puts an entry into the age of one that was used with it, is of its class, and of which there is no news.
   void enter_age_of(id e, id other, hazard_model& model) noexcept {
     const id at = entries_[other].cohort;
-    entries_[e].cohort = at;
     cohorts_.join(at);
-    const cohorts::cohort& x = cohorts_[at];
-    const unsigned young = cohorts_.age(at);
-    const std::uint32_t entered = x.last + hazard_model::edge(young);
-    model.enter(x.cls, young, entered);
+    count_in(e, at, model);
   }
   /// The age of an entry, as far as grow_older() went.
   [[nodiscard]] unsigned age(id e) const noexcept { return cohorts_.age(entries_[e].cohort); }
@@ -218,6 +210,12 @@ class block_history {
   }
 
  private:
+  void count_in(id e, id cohort, hazard_model& model) noexcept {
+    entries_[e].cohort = cohort;
+    const cohorts::cohort& x = cohorts_[cohort];
+    const unsigned young = cohorts_.age(cohort);
+    model.enter(x.cls, young, x.last + hazard_model::edge(young));
+  }
   void move(id e, unsigned cls, unsigned news) noexcept {
     const id from = entries_[e].cohort;
     entries_[e].cohort = cohorts_.join(cohorts_[from].last, cls, news, from);
