@@ -5,7 +5,8 @@
 #include <kvx/eviction/learned_hazard.hpp>
 #include <kvx/eviction/lru.hpp>
 
-#include "allocations.hpp"
+#include <allocations.hpp>
+#include <exhaustive.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -513,9 +514,9 @@ TEST_CASE("learned_hazard: news of a session reaches all that its request loaded
 }
 
 TEST_CASE("learned_hazard: random requests, erasures, news and evictions against the tier's account") {
-  for (std::uint32_t seed = 0; seed < 40; ++seed) {
+  for (std::size_t seed = 0; seed < 40; seed += kvx_test::exhaustive_step(4)) {
     CAPTURE(seed);
-    std::mt19937 random(seed);
+    std::mt19937 random(static_cast<std::uint32_t>(seed));
     const std::size_t slots = 1 + random() % 60;
     small_tier<kvx::learned_hazard> tier(slots);
     for (int step = 0; step < 2000; ++step) {

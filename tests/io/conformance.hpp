@@ -13,6 +13,7 @@
 
 #include <doctest/doctest.h>
 #include <unistd.h>
+#include <bytes.hpp>
 #include <file_size_limit.hpp>
 #include <patient_options.hpp>
 #include <skip.hpp>
@@ -82,7 +83,7 @@ inline void fill(std::span<std::byte> into, std::uint64_t offset, std::uint64_t 
 inline bool holds(std::span<const std::byte> found, std::uint64_t offset, std::uint64_t content) {
   std::vector<std::byte> wanted(found.size());
   fill(wanted, offset, content);
-  return std::memcmp(found.data(), wanted.data(), found.size()) == 0;
+  return same_bytes(found, wanted);
 }
 
 /// Requests, what became of them, and how often each was reported.
@@ -212,6 +213,8 @@ TEST_CASE_TEMPLATE_DEFINE("io: what is written is read back, byte for byte", Fix
   using namespace kvx_test;
   const scratch_directory directory;
   constexpr std::size_t file_bytes = 24 * mib;
+  std::vector<std::byte> content(file_bytes);
+  fill(content, 0, 1);
   kvx::detail::aligned_buffer written(file_bytes), read(file_bytes);
   for (const bool direct : {false, true}) {
     for (const std::size_t piece_bytes : {std::size_t{0}, 16 * page_bytes}) {
@@ -230,7 +233,7 @@ TEST_CASE_TEMPLATE_DEFINE("io: what is written is read back, byte for byte", Fix
           backend->attach(file.fd());
         }
         std::mt19937_64 random{7};
-        fill(written.span(), 0, 1);
+        std::copy(content.begin(), content.end(), written.data());
         std::vector<std::pair<std::size_t, std::size_t>> ranges;
         for (std::size_t at = 0; at < file_bytes;) {
           const std::size_t largest = random() % 8 == 0 ? 2000 : 8;
@@ -248,11 +251,11 @@ TEST_CASE_TEMPLATE_DEFINE("io: what is written is read back, byte for byte", Fix
         for (const auto& [at, bytes] : ranges) loads.read(file.fd(), at, read.span().subspan(at, bytes));
         loads.run(*backend);
         CHECK(loads.all_good());
-        CHECK(holds(read.span(), 0, 1));
+        CHECK(same_bytes(content, read.span()));
         if (Fixture::moves_files && !direct) {
           std::fill(read.span().begin(), read.span().end(), std::byte{0});
           CHECK(kvx::detail::pread_all(file.fd(), read.span(), 0).ok());
-          CHECK(holds(read.span(), 0, 1));
+          CHECK(same_bytes(content, read.span()));
         }
         backend->detach(file.fd());
         CHECK(backend->in_flight_bytes() == 0);

@@ -6,6 +6,7 @@
 #include <kvx/io/cufile.hpp>
 
 #include <doctest/doctest.h>
+#include <bytes.hpp>
 #include <fake_cuda.hpp>
 #include <fake_cufile.hpp>
 #include <patient_options.hpp>
@@ -51,11 +52,7 @@ struct slots {
   kvx::detail::file handle;
 
   slots(std::size_t bytes_each, std::size_t count, kvx::detail::file_mode mode = kvx::detail::file_mode::direct)
-      : slot_bytes(bytes_each), image(bytes_each * count) {
-    std::mt19937_64 random(image.size());
-    for (std::byte& b : image) b = static_cast<std::byte>(random() >> 56U);
-    handle = make("slots", image, mode);
-  }
+      : slot_bytes(bytes_each), image(noise(bytes_each * count, bytes_each)), handle(make("slots", image, mode)) {}
   kvx::detail::file make(const char* name, const std::vector<std::byte>& bytes,
                          kvx::detail::file_mode mode = kvx::detail::file_mode::direct) const {
     const auto here = kvx::detail::open_root(directory.path().c_str());
@@ -123,8 +120,8 @@ class one_read {
     REQUIRE(payload != nullptr);
     const std::byte* const image = file.slot(slot);
     CHECK(outcome.bytes == file.slot_bytes);
-    CHECK(std::equal(header_.begin(), header_.end(), image));
-    CHECK(std::equal(payload, payload + request.payload_bytes, image + header_bytes));
+    CHECK(same_bytes(header_, {image, header_.size()}));
+    CHECK(same_bytes({payload, request.payload_bytes}, {image + header_bytes, request.payload_bytes}));
     std::size_t equal = 0;
     for (std::size_t i = 0; i < values_.size(); ++i) {
       equal += values_[i] == kvx::detail::page_checksum(image + header_bytes + i * page) ? 1U : 0U;

@@ -8,6 +8,8 @@
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
+#include <bytes.hpp>
+#include <exhaustive.hpp>
 #include <file_size_limit.hpp>
 #include <temporary_directory.hpp>
 
@@ -24,24 +26,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define KVX_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(undefined_behavior_sanitizer)
-#define KVX_TEST_SANITIZED 1
-#endif
-#endif
-
 namespace kvx_test {
-
-/// Exhaustive loops try everything in an optimised build and one in `otherwise` where the build makes them slow.
-[[nodiscard]] constexpr std::size_t exhaustive_step([[maybe_unused]] std::size_t otherwise) {
-#if defined(__OPTIMIZE__) && !defined(KVX_TEST_SANITIZED)
-  return 1;
-#else
-  return otherwise;
-#endif
-}
 
 /// A temporary directory, for tests that take paths apart.
 class scratch {
@@ -159,7 +144,7 @@ inline bool holds(const kvx::store::block_store& store, kvx::slot_index slot, co
   }
   fill_payload(expected.span(), key);
   const auto payload = buffer.span().subspan(store.geometry().header_bytes);
-  REQUIRE(std::equal(payload.begin(), payload.end(), expected.span().begin()));  // proved, and still wrong
+  REQUIRE(same_bytes(payload, expected.span()));  // proved, and still wrong
   return true;
 }
 

@@ -18,6 +18,7 @@
 #include <kvx/types.hpp>
 
 #include <doctest/doctest.h>
+#include <bytes.hpp>
 #include <toy_layout.hpp>
 
 #include <algorithm>
@@ -35,13 +36,6 @@ using bytes = std::vector<std::byte>;
 
 inline constexpr std::byte canary{0xC7};
 inline constexpr std::size_t guard_bytes = 4096;
-
-inline bytes noise(std::size_t n, std::uint64_t seed) {
-  std::mt19937_64 random{seed};
-  bytes out(n);
-  for (std::byte& b : out) b = static_cast<std::byte>(random() >> 56U);
-  return out;
-}
 
 inline std::vector<toy_group> one_group(const toy_group& group) { return {group}; }
 
@@ -168,7 +162,7 @@ class toy_engine {
     for (const region& one : regions_) {
       bytes now(one.image.size());
       fixture_.read(now.data(), one.base, now.size());
-      if (now != one.image) return false;
+      if (!same_bytes(now, one.image)) return false;
     }
     return true;
   }
@@ -207,7 +201,7 @@ class toy_slots {
 
   [[nodiscard]] std::byte* payload(std::size_t slot) const { return memory_ + guard_bytes + slot * stride(); }
   [[nodiscard]] std::byte* image(std::size_t slot) { return image_.data() + guard_bytes + slot * stride(); }
-  [[nodiscard]] bool intact() const { return std::equal(image_.begin(), image_.end(), memory_); }
+  [[nodiscard]] bool intact() const { return same_bytes(image_, {memory_, image_.size()}); }
   [[nodiscard]] std::size_t payload_bytes() const { return payload_bytes_; }
 
   std::vector<std::size_t> offsets;

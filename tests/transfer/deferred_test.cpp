@@ -4,6 +4,7 @@
 #include "conformance.hpp"
 
 #include <doctest/doctest.h>
+#include <bytes.hpp>
 #include <host_memory.hpp>
 
 #include <algorithm>
@@ -159,7 +160,7 @@ TEST_CASE("done and each layer's event come after the copies they stand for, ste
       return std::all_of(t.to.begin(), t.to.end(), [&](const auto& pages) {
         for (std::size_t part = 0; part < 2; ++part) {
           const auto p = t.engine.at(0, l, part, pages[0]);
-          if (!std::equal(p.image, p.image + p.size, p.memory)) return false;
+          if (!kvx_test::same_bytes({p.image, p.size}, {p.memory, p.size})) return false;
         }
         return true;
       });
