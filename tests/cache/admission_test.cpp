@@ -20,34 +20,42 @@ using kvx_test::tokens_of;
 
 namespace {
 
-/// Refuses the blocks from a position on that the test sets.
-class up_to {
+enum class tier { memory, storage };
+
+/// Refuses the blocks whose positions a test names. One type for every test of a tier: a cache of another type takes as
+/// long to compile as all tests here.
+template <tier>
+class refusing {
  public:
-  explicit up_to(std::size_t) {}
+  explicit refusing(std::size_t) {}
   [[nodiscard]] bool admit(const kvx::admission_candidate& block) {
     asked.push_back(block);
-    return block.block < first_refused;
+    return block.block < first_refused || block.block >= admitted_again;
   }
   void used(std::span<const std::uint64_t> keys) { seen.assign(keys.begin(), keys.end()); }
 
-  static inline std::uint32_t first_refused = 0;
+  static void from(std::uint32_t first, std::uint32_t again = nowhere) {
+    first_refused = first;
+    admitted_again = again;
+    asked.clear();
+    seen.clear();
+  }
+  static void nothing() { from(nowhere); }
+
+  static constexpr std::uint32_t nowhere = 0xFFFF'FFFFU;
+  static inline std::uint32_t first_refused = nowhere;
+  static inline std::uint32_t admitted_again = nowhere;
   static inline std::vector<kvx::admission_candidate> asked;
   static inline std::vector<std::uint64_t> seen;
 };
-static_assert(kvx::usage_observer<up_to>);
+using memory = refusing<tier::memory>;
+using storage = refusing<tier::storage>;
+static_assert(kvx::usage_observer<memory>);
 
-/// Refuses what the test names, and nothing else.
-class all_but {
- public:
-  explicit all_but(std::size_t) {}
-  [[nodiscard]] bool admit(const kvx::admission_candidate& block) const { return block.block != refused; }
-  static inline std::uint32_t refused = 0;
-};
-
-template <class MemoryAdmission, class StorageAdmission>
+template <class StorageAdmission = storage>
 struct fixture {
-  using cache_type = kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, kvx::host_transfer, MemoryAdmission,
-                                StorageAdmission>;
+  using cache_type =
+      kvx::cache<kvx::layout, kvx::xxh3_128, kvx::lru, kvx::posix, kvx::host_transfer, memory, StorageAdmission>;
 
   explicit fixture(const std::string& root) : cache(options_at(root), engine.layout()) {}
 
@@ -90,9 +98,10 @@ std::uint64_t bits_of(const kvx::block_key& key) { return kvx::detail::fold_key(
 
 TEST_CASE("a block that storage refuses is served from memory, and is gone after a restart") {
   const kvx_test::temporary_directory root;
-  up_to::first_refused = 6;
+  memory::nothing();
+  storage::from(6);
   {
-    fixture<kvx::always, up_to> f(root.path());
+    fixture<> f(root.path());
     const kvx::sequence chain = f.prefill(1, 41);
     const auto ticket = f.save(chain);
     for (std::size_t b = 0; b < 10; ++b) CHECK(ticket.outcome(b) == (b < 6 ? kvx::errc::ok : kvx::errc::refused));
@@ -107,16 +116,15 @@ TEST_CASE("a block that storage refuses is served from memory, and is gone after
     CHECK(seen.storage.stored == 6);
     CHECK(seen.memory.stored == 10);
   }
-  fixture<kvx::always, up_to> f(root.path());
+  fixture<> f(root.path());
   CHECK(f.load(1, 41) == 6);
 }
 
 TEST_CASE("policies tell keys of an engine's own apart, whichever of their bytes differ") {
   const kvx_test::temporary_directory root;
-  fixture<up_to, kvx::always> f(root.path());
-  up_to::first_refused = 100;
-  up_to::asked.clear();
-  up_to::seen.clear();
+  memory::nothing();
+  storage::nothing();
+  fixture<> f(root.path());
   kvx::sequence chain({}, 4);
   for (std::uint8_t b = 1; b <= 5; ++b) {
     kvx::block_key key;
@@ -127,24 +135,24 @@ TEST_CASE("policies tell keys of an engine's own apart, whichever of their bytes
     f.engine.fill(b - 1U, key);
   }
   REQUIRE(f.cache.save(chain, 0, pages_from(0, 5)).wait_stored(patience));
-  REQUIRE(up_to::asked.size() == 5);
+  REQUIRE(memory::asked.size() == 5);
   std::set<std::uint64_t> keys;
   for (std::size_t b = 0; b < 5; ++b) {
-    keys.insert(up_to::asked[b].key);
-    if (b != 0) CHECK(up_to::asked[b].parent == up_to::asked[b - 1].key);
+    keys.insert(memory::asked[b].key);
+    if (b != 0) CHECK(memory::asked[b].parent == memory::asked[b - 1].key);
   }
   CHECK(keys.size() == 5);
   const kvx::plan plan = f.cache.match(chain);
   REQUIRE(plan.blocks() == 5);
   REQUIRE(f.cache.load(plan, pages_from(32, 5)).loaded_blocks() == 5);
-  REQUIRE(up_to::seen.size() == 5);
-  for (std::size_t b = 0; b < 5; ++b) CHECK(up_to::seen[b] == up_to::asked[4 - b].key);
+  REQUIRE(memory::seen.size() == 5);
+  for (std::size_t b = 0; b < 5; ++b) CHECK(memory::seen[b] == memory::asked[4 - b].key);
 }
 
 TEST_CASE("a block that memory refuses is saved nowhere, and storage is not asked") {
   const kvx_test::temporary_directory root;
-  fixture<up_to, kvx::second_touch> f(root.path());
-  up_to::first_refused = 3;
+  memory::from(3);
+  fixture<kvx::second_touch> f(root.path());
   for (int times = 0; times < 2; ++times) {
     const auto ticket = f.save(f.prefill(1, 41));
     CHECK(ticket.outcome(3) == kvx::errc::refused);
@@ -159,9 +167,10 @@ TEST_CASE("a block that memory refuses is saved nowhere, and storage is not aske
 
 TEST_CASE("nothing is admitted behind a refused block: nobody could reach it") {
   const kvx_test::temporary_directory root;
-  all_but::refused = 4;
+  memory::nothing();
+  storage::from(4, 5);
   {
-    fixture<kvx::always, all_but> f(root.path());
+    fixture<> f(root.path());
     const kvx::sequence chain = f.prefill(1, 41);
     const auto whole = f.save(chain);
     for (std::size_t b = 0; b < 10; ++b) CHECK(whole.outcome(b) == (b < 4 ? kvx::errc::ok : kvx::errc::refused));
@@ -169,46 +178,47 @@ TEST_CASE("nothing is admitted behind a refused block: nobody could reach it") {
     CHECK(f.save(f.prefill(1, 61), 10).outcome(0) == kvx::errc::refused);
     CHECK(f.cache.stats().storage.stored == 4);
     // Once the front is there, the rest may follow.
-    all_but::refused = 100;
+    storage::nothing();
     CHECK(f.save(chain).outcome().ok());
     CHECK(f.cache.stats().storage.stored == 10);
   }
-  fixture<all_but, kvx::always> memory(root.path());
-  all_but::refused = 4;
-  const auto ticket = memory.save(memory.prefill(2, 41));
+  memory::from(4, 5);
+  fixture<> f(root.path());
+  const auto ticket = f.save(f.prefill(2, 41));
   for (std::size_t b = 0; b < 10; ++b) CHECK(ticket.outcome(b) == (b < 4 ? kvx::errc::ok : kvx::errc::refused));
-  CHECK(memory.cache.stats().memory.stored == 4);
+  CHECK(f.cache.stats().memory.stored == 4);
 }
 
 TEST_CASE("policies are asked front first, with keys, positions and what is behind; and told what was used") {
   const kvx_test::temporary_directory root;
-  fixture<kvx::always, up_to> f(root.path());
-  up_to::first_refused = 100;
-  up_to::asked.clear();
+  memory::nothing();
+  storage::nothing();
+  fixture<> f(root.path());
   const kvx::sequence chain = f.prefill(1, 21);
   (void)f.save(chain);
-  REQUIRE(up_to::asked.size() == 5);
+  REQUIRE(storage::asked.size() == 5);
   for (std::uint32_t b = 0; b < 5; ++b) {
-    CHECK(up_to::asked[b].key == bits_of(chain.key(b)));
-    CHECK(up_to::asked[b].parent == bits_of(chain.parent(b)));
-    CHECK(up_to::asked[b].block == b);
-    CHECK(up_to::asked[b].behind == 4 - b);
+    CHECK(storage::asked[b].key == bits_of(chain.key(b)));
+    CHECK(storage::asked[b].parent == bits_of(chain.parent(b)));
+    CHECK(storage::asked[b].block == b);
+    CHECK(storage::asked[b].behind == 4 - b);
   }
-  up_to::asked.clear();
+  storage::asked.clear();
   (void)f.save(chain);
-  CHECK(up_to::asked.empty());  // all of it is there
+  CHECK(storage::asked.empty());  // all of it is there
   (void)f.save(f.prefill(1, 33), 3);
-  REQUIRE(up_to::asked.size() == 3);
-  CHECK(up_to::asked[0].block == 5);
-  CHECK(up_to::asked[0].behind == 2);
+  REQUIRE(storage::asked.size() == 3);
+  CHECK(storage::asked[0].block == 5);
+  CHECK(storage::asked[0].behind == 2);
   CHECK(f.load(1, 21) == 5);
-  REQUIRE(up_to::seen.size() == 5);
-  for (std::size_t b = 0; b < 5; ++b) CHECK(up_to::seen[b] == bits_of(chain.key(4 - b)));
+  REQUIRE(storage::seen.size() == 5);
+  for (std::size_t b = 0; b < 5; ++b) CHECK(storage::seen[b] == bits_of(chain.key(4 - b)));
 }
 
 TEST_CASE("second touch: what storage refused is stored when it is saved again") {
   const kvx_test::temporary_directory root;
-  fixture<kvx::always, kvx::second_touch> f(root.path());
+  memory::nothing();
+  fixture<kvx::second_touch> f(root.path());
   const kvx::sequence chain = f.prefill(1, 41);
   CHECK(f.save(chain).outcome() == kvx::status{kvx::errc::refused});
   CHECK(f.cache.stats().storage.stored == 0);
