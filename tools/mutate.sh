@@ -81,14 +81,15 @@ try_patch() {
   local lane=$build/lane$1 patch=$2 name regex why log code file
   name=$(basename "$patch" .patch)
   log=$build/$name.log
-  regex=$(sed -n 's/^# test: *//p' "$patch" | head -n1)
+  regex=$(test_of "$patch")
   why=$(sed -n 's/^# why: *//p' "$patch" | head -n1)
   if [ -z "$regex" ] || [ -z "$why" ]; then
     echo "BROKEN   $name: needs the lines '# test: <regex>' and '# why: <text>'"
     return
   fi
-  code=0; lane_run "$lane" "$regex" "$log" || code=$?
+  code=0; [ -n "${green["$regex"]:-}" ] || lane_run "$lane" "$regex" "$log" || code=$?
   case $code in
+    0) green["$regex"]=yes ;;
     1) echo "BROKEN   $name: '$regex' is red without the bug, see $log"; return ;;
     2) echo "BROKEN   $name: '$regex' does not compile without the bug, see $log"; return ;;
     3) echo "BROKEN   $name: no test matches '$regex'"; return ;;
@@ -112,9 +113,12 @@ try_patch() {
 
 lane_work() {
   local lane=$1 patch
+  local -A green=()  # tests of this lane that are green without a bug
   shift
   for patch in "$@"; do try_patch "$lane" "$patch"; done
 }
+
+test_of() { sed -n 's/^# test: *//p' "$1" | head -n1; }
 
 self_test=("$root/tests/mutations/self_test/survives.patch" "$root/tests/mutations/self_test/is_caught.patch"
            "$root/tests/mutations/self_test/is_stale.patch" "$root/tests/mutations/self_test/is_broken.patch")
@@ -131,10 +135,24 @@ count=${#patches[@]}
 [ "$jobs" -le "$count" ] || jobs=$((count > 0 ? count : 1))
 results=$build/results.txt
 : >"$results"
+
+# The bugs that one test must catch are one lane's, so that it is built and run without a bug once. Lanes take the next
+# test when they are done with one.
+for patch in ${patches[@]+"${patches[@]}"}; do printf '%s\t%s\n' "$(test_of "$patch")" "$patch"; done |
+  sort | awk -F '\t' '{ printf "%s%s", (NR == 1 ? "" : $1 == last ? "\t" : "\n"), $2; last = $1 } END { if (NR) print "" }' \
+    >"$build/tests.txt"
+taken=$build/taken
+rm -rf "$taken"
+mkdir "$taken"
+lane_queue() {
+  local lane=$1 line=0 mine
+  while IFS=$'\t' read -r -a mine <&3; do
+    mkdir "$taken/$((++line))" 2>/dev/null || continue
+    lane_work "$lane" "${mine[@]}"
+  done 3<"$build/tests.txt"
+}
 for ((lane = 0; lane < jobs; ++lane)); do
-  mine=()
-  for ((i = lane; i < count; i += jobs)); do mine+=("${patches[i]}"); done
-  { [ "$lane" -eq 0 ] || lane_setup "$lane"; lane_work "$lane" ${mine[@]+"${mine[@]}"}; } | tee -a "$results" &
+  { [ "$lane" -eq 0 ] || lane_setup "$lane"; lane_queue "$lane"; } | tee -a "$results" &
 done
 wait
 caught=$(grep -c '^caught' "$results" || true)
