@@ -75,8 +75,8 @@ if [ "$quick" = no ]; then
   tools/check.sh
   run asan
   run tsan -DKVX_BUILD_EXAMPLES=OFF
-  # The sanitized builds leave out the benches and what is about the sources alone.
-  run clang -DKVX_TEST_TOPICS=version -DKVX_BUILD_EXAMPLES=OFF
+  # The sanitized builds leave out the benches and what compilers may see differently.
+  run clang "-DKVX_TEST_TOPICS=compile_fail;consumer;version" -DKVX_BUILD_EXAMPLES=OFF
   part "planted bugs"
   tools/mutate.sh --ci --jobs "$jobs"
 fi
