@@ -52,7 +52,9 @@ struct slots {
   kvx::detail::file handle;
 
   slots(std::size_t bytes_each, std::size_t count, kvx::detail::file_mode mode = kvx::detail::file_mode::direct)
-      : slot_bytes(bytes_each), image(noise(bytes_each * count, bytes_each)), handle(make("slots", image, mode)) {}
+      : slot_bytes(bytes_each),
+        image(noise(bytes_each * count, bytes_each * count)),
+        handle(make("slots", image, mode)) {}
   kvx::detail::file make(const char* name, const std::vector<std::byte>& bytes,
                          kvx::detail::file_mode mode = kvx::detail::file_mode::direct) const {
     const auto here = kvx::detail::open_root(directory.path().c_str());
@@ -247,7 +249,7 @@ TEST_CASE("smaller slots than the largest, payloads of no page, and files withou
     no_payload.submit(reader);
     REQUIRE(no_payload.came());
     CHECK(no_payload.outcome.error == 0);
-    CHECK(std::equal(no_payload.request.header.begin(), no_payload.request.header.end(), file.slot(0)));
+    CHECK(same_bytes(no_payload.request.header, {file.slot(0), header_bytes}));
     no_payload.give_back();
     expect_all_places(reader, file);
   }
@@ -440,7 +442,8 @@ TEST_CASE("many threads read and give back at once, also from completions") {
           }
           read.submit(reader);
           if (!read.came() || read.outcome.error != 0) continue;
-          if (std::equal(read.payload, read.payload + read.request.payload_bytes, file.slot(slot) + header_bytes))
+          if (same_bytes({read.payload, read.request.payload_bytes},
+                         {file.slot(slot) + header_bytes, read.request.payload_bytes}))
             ++good;
           read.give_back();
         }
@@ -522,7 +525,8 @@ TEST_CASE("a file is registered once, until it is detached, and its number may t
   read.submit(reader);
   REQUIRE(read.came());
   REQUIRE(read.outcome.error == 0);
-  CHECK(std::equal(read.payload, read.payload + read.request.payload_bytes, other_bytes.data() + header_bytes));
+  CHECK(same_bytes({read.payload, read.request.payload_bytes},
+                   {other_bytes.data() + header_bytes, read.request.payload_bytes}));
   CHECK(library.registrations() == before + 2);
   read.give_back();
 }

@@ -5,6 +5,7 @@
 #include <kvx/store/journal_writer.hpp>
 
 #include <doctest/doctest.h>
+#include <exhaustive.hpp>
 
 #include <algorithm>
 #include <cerrno>

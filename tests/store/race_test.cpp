@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <exhaustive.hpp>
 
 #include <array>
 #include <atomic>

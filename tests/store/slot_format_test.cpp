@@ -5,6 +5,7 @@
 #include <kvx/store/slot_format.hpp>
 
 #include <doctest/doctest.h>
+#include <exhaustive.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -9,11 +9,9 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 #include <bytes.hpp>
-#include <exhaustive.hpp>
 #include <file_size_limit.hpp>
 #include <temporary_directory.hpp>
 
-#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
